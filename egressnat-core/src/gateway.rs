@@ -1,0 +1,181 @@
+//! Which gateway groups are effective, and which floating IPs each of them owns.
+
+use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::format;
+use alloc::vec::Vec;
+use core::fmt;
+use core::net::IpAddr;
+
+use crate::finding::{Finding, Reason, Subject};
+use crate::model::{Gateway, GatewayKey, NamespaceName, Snapshot};
+
+/// The namespace in which gateway groups are effective (E7).
+pub const SYSTEM_NAMESPACE: &str = "kube-system";
+
+/// The id of an egress IP on the wire: the VXLAN network identifier of its tunnel packets (24 bits).
+///
+/// Derived from the address alone, so that nodes agree on it without talking. For IPv4 it is the low 24 bits
+/// (`192.168.1.100` is `0xa80164`), which a person can read in a capture; for IPv6 the folded FNV-1a hash. Two floating
+/// IPs with one id cannot both be used; the later group is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct EgressId(u32);
+
+impl EgressId {
+    /// The id of `address`.
+    pub fn of(address: IpAddr) -> Self {
+        match address {
+            IpAddr::V4(v4) => Self(u32::from(v4) & 0x00ff_ffff),
+            IpAddr::V6(v6) => {
+                let hash = fnv1a32(v6.octets().into_iter());
+                Self((hash >> 24) ^ (hash & 0x00ff_ffff))
+            }
+        }
+    }
+
+    /// The id as a number below 2^24.
+    pub fn vni(self) -> u32 {
+        self.0
+    }
+}
+
+impl fmt::Display for EgressId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#08x}", self.0)
+    }
+}
+
+/// FNV-1a, 32 bits: our own hash, so that ids are the same with every release of every library.
+pub(crate) fn fnv1a32(bytes: impl Iterator<Item = u8>) -> u32 {
+    bytes.fold(0x811c_9dc5, |hash, byte| {
+        (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)
+    })
+}
+
+/// The gateway groups as they take effect, all in `kube-system`, and what kept others from it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct EffectiveGateways {
+    /// By their key in `kube-system`; those that come from a cluster namespace have `mirror_of` set.
+    pub gateways: BTreeMap<GatewayKey, Gateway>,
+    /// Which group owns which floating IP: each address once (E23).
+    pub owners: BTreeMap<IpAddr, GatewayKey>,
+    /// Groups and addresses without effect.
+    pub findings: Vec<Finding>,
+}
+
+/// Works out the effective gateway groups of a snapshot (E7, E23).
+///
+/// # Guarantees
+///
+/// No floating IP has two owners, none is a node's own address, and no two have the same [`EgressId`]. Which of two
+/// claims wins depends on age, then key, never on the order of input.
+pub fn effective_gateways(snapshot: &Snapshot) -> EffectiveGateways {
+    let mut effective = EffectiveGateways::default();
+    place_in_system_namespace(snapshot, &mut effective);
+    give_addresses(snapshot, &mut effective);
+    effective.findings.sort();
+    effective
+}
+
+fn place_in_system_namespace(snapshot: &Snapshot, effective: &mut EffectiveGateways) {
+    let mut natives = BTreeMap::new();
+    let mut originals = Vec::new();
+    for (key, gateway) in &snapshot.gateways {
+        match &gateway.mirror_of {
+            // A copy says nothing of its own: it is made anew from the original.
+            Some(_) => {}
+            None if key.namespace.as_str() == SYSTEM_NAMESPACE => {
+                natives.insert(key.clone(), gateway.clone());
+            }
+            None if is_switched_on(snapshot, &key.namespace) => originals.push((key, gateway)),
+            None => effective.findings.push(Finding::new(
+                Subject::Gateway(key.clone()),
+                Reason::ClusterSwitchOff,
+                format!(
+                    "namespace {ns} has no Cluster object that switches network gateways on: set \
+                     spec.clusterNetwork.advancedNetworking: true on the Cluster in {ns}, or write the gateway in \
+                     {SYSTEM_NAMESPACE}",
+                    ns = key.namespace
+                ),
+            )),
+        }
+    }
+    effective.gateways = natives;
+    // Oldest first, so that the older of two originals with one name gets it.
+    originals.sort_by_key(|(key, gateway)| (gateway.created, *key));
+    for (key, gateway) in originals {
+        let Ok(namespace) = SYSTEM_NAMESPACE.parse() else {
+            continue;
+        };
+        let place = GatewayKey {
+            namespace,
+            ..key.clone()
+        };
+        if let Some(holder) = effective.gateways.get(&place) {
+            let holder = holder.mirror_of.as_ref().unwrap_or(&place.namespace);
+            effective.findings.push(Finding::new(
+                Subject::Gateway(key.clone()),
+                Reason::GatewayNameTaken,
+                format!(
+                    "{place} is taken by the one written in namespace {holder}: rename this gateway"
+                ),
+            ));
+            continue;
+        }
+        let copy = Gateway {
+            mirror_of: Some(key.namespace.clone()),
+            ..gateway.clone()
+        };
+        effective.gateways.insert(place, copy);
+    }
+}
+
+fn is_switched_on(snapshot: &Snapshot, namespace: &NamespaceName) -> bool {
+    snapshot
+        .clusters
+        .iter()
+        .any(|(key, cluster)| &key.namespace == namespace && cluster.is_enabled())
+}
+
+fn give_addresses(snapshot: &Snapshot, effective: &mut EffectiveGateways) {
+    let mut by_age: Vec<_> = effective.gateways.iter().collect();
+    by_age.sort_by_key(|(key, gateway)| (gateway.created, *key));
+    let mut ids: BTreeMap<EgressId, IpAddr> = BTreeMap::new();
+    for (key, gateway) in by_age {
+        let mut refuse = |reason, message| {
+            let finding = Finding::new(Subject::Gateway(key.clone()), reason, message);
+            effective.findings.push(finding);
+        };
+        let mut seen = BTreeSet::new();
+        for &address in &gateway.floating_ips {
+            if !seen.insert(address) {
+                continue;
+            }
+            if let Some(owner) = effective.owners.get(&address) {
+                refuse(
+                    Reason::DuplicateFloatingIp,
+                    format!(
+                        "floating IP {address} belongs to {owner}, which is older: remove it from one of the two"
+                    ),
+                );
+            } else if let Some(node) = snapshot.node_with_address(address) {
+                refuse(
+                    Reason::FloatingIpIsNodeAddress,
+                    format!(
+                        "floating IP {address} is the address of node {node}: use an address that no host has"
+                    ),
+                );
+            } else if let Some(other) = ids.get(&EgressId::of(address)) {
+                refuse(
+                    Reason::EgressIdConflict,
+                    format!(
+                        "floating IP {address} has the same tunnel id {} as {other}: use another address",
+                        EgressId::of(address)
+                    ),
+                );
+            } else {
+                ids.insert(EgressId::of(address), address);
+                effective.owners.insert(address, key.clone());
+            }
+        }
+    }
+}
