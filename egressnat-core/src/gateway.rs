@@ -179,3 +179,6 @@ fn give_addresses(snapshot: &Snapshot, effective: &mut EffectiveGateways) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -155,3 +155,6 @@ fn first_address(
         )),
     }
 }
+
+#[cfg(test)]
+mod tests;

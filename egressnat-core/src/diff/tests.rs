@@ -1,1 +1,128 @@
 use super::*;
+use proptest::prelude::*;
+use std::collections::BTreeSet;
+
+/// Applies changes one by one, and insists on the order that the packet path needs.
+fn replay(plan: &mut NodePlan, changes: &[Change]) {
+    let mut snat: BTreeSet<IpAddr> = plan.floating_ips.clone();
+    for change in changes {
+        match *change {
+            Change::AddPeer(ip) => assert!(plan.peers.insert(ip)),
+            Change::RemovePeer(ip) => assert!(plan.peers.remove(&ip)),
+            Change::AddInternalRange(range) => assert!(plan.internal_ranges.insert(range)),
+            Change::RemoveInternalRange(range) => assert!(plan.internal_ranges.remove(&range)),
+            Change::AddPodRange(range) => assert!(plan.pod_ranges.insert(range)),
+            Change::RemovePodRange(range) => assert!(plan.pod_ranges.remove(&range)),
+            Change::AddSnat(ip) => assert!(snat.insert(ip)),
+            Change::AddAddress(ip) => {
+                assert!(snat.contains(&ip), "SNAT is live before the address");
+                assert!(plan.floating_ips.insert(ip));
+            }
+            Change::RemoveAddress(ip) => assert!(plan.floating_ips.remove(&ip)),
+            Change::RemoveSnat(ip) => {
+                assert!(
+                    !plan.floating_ips.contains(&ip),
+                    "the address goes before SNAT"
+                );
+                assert!(snat.remove(&ip));
+            }
+            Change::SetDestination(set, prefix, decision) => {
+                assert_ne!(
+                    plan.destinations.insert((set, prefix), decision),
+                    Some(decision)
+                );
+            }
+            Change::RemoveDestination(set, prefix) => {
+                assert!(plan.destinations.remove(&(set, prefix)).is_some());
+            }
+            Change::SetPod(ip, set) => assert_ne!(plan.pods.insert(ip, set), Some(set)),
+            Change::RemovePod(ip) => assert!(plan.pods.remove(&ip).is_some()),
+        }
+    }
+    assert_eq!(snat, plan.floating_ips);
+}
+
+fn address() -> impl Strategy<Value = IpAddr> {
+    (0..6u8).prop_map(|host| IpAddr::from([192, 168, 1, host]))
+}
+
+fn range() -> impl Strategy<Value = IpNet> {
+    (0..6u8).prop_map(|third| IpNet::new(IpAddr::from([10, 0, third, 0]), 24).unwrap())
+}
+
+fn decision() -> impl Strategy<Value = Decision> {
+    prop_oneof![
+        Just(Decision::Forward),
+        Just(Decision::Keep),
+        address().prop_map(Decision::Snat)
+    ]
+}
+
+prop_compose! {
+    fn arbitrary_plan()(
+        pods in prop::collection::btree_map(address(), (1..4u32).prop_map(PolicySetId), 0..5),
+        destinations in prop::collection::btree_map(((1..4u32).prop_map(PolicySetId), range()), decision(), 0..8),
+        floating_ips in prop::collection::btree_set(address(), 0..4),
+        peers in prop::collection::btree_set(address(), 0..4),
+        pod_ranges in prop::collection::btree_set(range(), 0..4),
+        internal_ranges in prop::collection::btree_set(range(), 0..4),
+    ) -> NodePlan {
+        NodePlan { pods, destinations, floating_ips, peers, pod_ranges, internal_ranges }
+    }
+}
+
+proptest! {
+    #[test]
+    fn the_changes_lead_from_one_plan_to_the_other(observed in arbitrary_plan(), desired in arbitrary_plan()) {
+        let changes = diff(&observed, &desired);
+        let mut plan = observed;
+        replay(&mut plan, &changes);
+        prop_assert_eq!(plan, desired);
+    }
+
+    #[test]
+    fn equal_plans_have_no_changes(plan in arbitrary_plan()) {
+        prop_assert_eq!(diff(&plan, &plan), vec![]);
+    }
+
+    #[test]
+    fn destinations_are_there_before_pods_use_them(observed in arbitrary_plan(), desired in arbitrary_plan()) {
+        let changes = diff(&observed, &desired);
+        let position = |wanted: fn(&Change) -> bool| changes.iter().position(wanted);
+        let last = |wanted: fn(&Change) -> bool| changes.iter().rposition(wanted);
+        if let (Some(last_set), Some(first_pod)) = (
+            last(|c| matches!(c, Change::SetDestination(..))),
+            position(|c| matches!(c, Change::SetPod(..))),
+        ) {
+            prop_assert!(last_set < first_pod);
+        }
+        if let (Some(last_pod), Some(first_gone)) = (
+            last(|c| matches!(c, Change::RemovePod(_) | Change::SetPod(..))),
+            position(|c| matches!(c, Change::RemoveDestination(..))),
+        ) {
+            prop_assert!(last_pod < first_gone);
+        }
+    }
+}
+
+#[test]
+fn a_move_is_told_in_the_order_in_which_it_is_made() {
+    let old: NodePlan = NodePlan {
+        floating_ips: ["192.168.1.100".parse().unwrap()].into(),
+        ..NodePlan::default()
+    };
+    let new = NodePlan {
+        floating_ips: ["192.168.1.101".parse().unwrap()].into(),
+        ..NodePlan::default()
+    };
+    let text: Vec<String> = diff(&old, &new).iter().map(Change::to_string).collect();
+    assert_eq!(
+        text,
+        [
+            "+ snat to 192.168.1.101",
+            "+ address 192.168.1.101",
+            "- address 192.168.1.100",
+            "- snat to 192.168.1.100",
+        ]
+    );
+}

@@ -1,1 +1,425 @@
 use super::*;
+use crate::assignment::assign;
+use crate::diff::{Change, diff};
+use crate::model::{EgressSource, Gateway, GatewayKey, Health, Labels, Node, Source, Timestamp};
+use crate::selector::Selector;
+use proptest::prelude::*;
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+fn net(text: &str) -> IpNet {
+    text.parse().unwrap()
+}
+
+fn node_name(text: &str) -> NodeName {
+    text.parse().unwrap()
+}
+
+fn labels(pairs: &[(&str, &str)]) -> Labels {
+    pairs
+        .iter()
+        .map(|(k, v)| ((*k).into(), (*v).into()))
+        .collect()
+}
+
+fn group(name: &str) -> GatewayKey {
+    GatewayKey::group("kube-system".parse().unwrap(), name.parse().unwrap())
+}
+
+fn rule(user: &str, role: &str) -> Source {
+    Source {
+        namespaces: Selector::from_labels([("user", user)]),
+        pods: Selector::from_labels([("role", role)]),
+    }
+}
+
+fn add_pod(
+    snapshot: &mut Snapshot,
+    key: (&str, &str),
+    node: &str,
+    address: &str,
+    role: &str,
+) -> PodKey {
+    let key = PodKey::new(key.0.parse().unwrap(), key.1.parse().unwrap());
+    let mut pod = Pod::new(node_name(node));
+    pod.ips.insert(ip(address));
+    pod.labels = labels(&[("role", role)]);
+    snapshot.pods.insert(key.clone(), pod);
+    key
+}
+
+/// The cluster of the seeds: worker1 and worker2, the group `default`, the policy `egress`.
+fn seed() -> Snapshot {
+    let mut snapshot = Snapshot::default();
+    for n in 1..=2u8 {
+        let mut node = Node::new(Health::Up);
+        node.addresses.insert(IpAddr::from([192, 168, 1, n]));
+        node.subnets.insert(net("192.168.1.0/24"));
+        node.pod_ranges
+            .insert(format!("10.10.{n}.0/24").parse().unwrap());
+        snapshot
+            .nodes
+            .insert(node_name(&format!("worker{n}")), node);
+    }
+    for (namespace, user) in [("alice", "alice"), ("paul", "paul"), ("other", "other")] {
+        snapshot
+            .namespaces
+            .insert(namespace.parse().unwrap(), labels(&[("user", user)]));
+    }
+    let addresses = ["192.168.1.100", "192.168.1.101", "192.168.1.102"];
+    snapshot
+        .gateways
+        .insert(group("default"), Gateway::new(addresses.map(ip)));
+    let policy = Policy::snat(
+        [rule("alice", "frontend"), rule("paul", "frontend")],
+        [net("8.8.8.0/24")],
+        EgressSource::from(&group("default")),
+    );
+    snapshot.policies.insert("egress".parse().unwrap(), policy);
+    add_pod(
+        &mut snapshot,
+        ("alice", "frontend"),
+        "worker1",
+        "10.10.1.2",
+        "frontend",
+    );
+    add_pod(
+        &mut snapshot,
+        ("paul", "frontend"),
+        "worker1",
+        "10.10.1.3",
+        "frontend",
+    );
+    add_pod(
+        &mut snapshot,
+        ("alice", "backend"),
+        "worker1",
+        "10.10.1.4",
+        "backend",
+    );
+    add_pod(
+        &mut snapshot,
+        ("other", "frontend"),
+        "worker1",
+        "10.10.1.5",
+        "frontend",
+    );
+    add_pod(
+        &mut snapshot,
+        ("alice", "remote"),
+        "worker2",
+        "10.10.2.2",
+        "frontend",
+    );
+    snapshot
+}
+
+fn plan(snapshot: &Snapshot, node: &str) -> Planned {
+    plan_node(snapshot, &assign(snapshot).assignment, &node_name(node))
+}
+
+fn decide(snapshot: &Snapshot, source: &str, destination: &str) -> Decision {
+    plan(snapshot, "worker1")
+        .plan
+        .decide(ip(source), ip(destination))
+}
+
+#[test]
+fn the_seeds_policy_selects_what_the_seed_says_e10_e11() {
+    let snapshot = seed();
+    let snat = Decision::Snat(ip("192.168.1.100"));
+    for (source, destination, want, why) in [
+        ("10.10.1.2", "8.8.8.8", snat, "user=alice, role=frontend"),
+        (
+            "10.10.1.3",
+            "8.8.8.8",
+            snat,
+            "user=paul, role=frontend: rules are ORed",
+        ),
+        ("10.10.1.4", "8.8.8.8", Decision::Forward, "another role"),
+        (
+            "10.10.1.5",
+            "8.8.8.8",
+            Decision::Forward,
+            "another namespace",
+        ),
+        (
+            "10.10.1.2",
+            "8.8.9.8",
+            Decision::Forward,
+            "another destination",
+        ),
+        (
+            "10.10.1.2",
+            "10.10.2.2",
+            Decision::Forward,
+            "E12: pod to pod",
+        ),
+        (
+            "10.10.2.2",
+            "8.8.8.8",
+            Decision::Forward,
+            "a pod of another node is not this node's",
+        ),
+    ] {
+        assert_eq!(decide(&snapshot, source, destination), want, "{why}");
+    }
+    // Pods with equal policy sets share one entry.
+    let planned = plan(&snapshot, "worker1");
+    assert_eq!(
+        planned.plan.pods[&ip("10.10.1.2")],
+        planned.plan.pods[&ip("10.10.1.3")]
+    );
+    assert_eq!(planned.selected[&"egress".parse().unwrap()], 2);
+}
+
+#[test]
+fn a_plan_has_the_gateway_side_of_its_node() {
+    let planned = plan(&seed(), "worker1").plan;
+    assert_eq!(
+        planned.floating_ips,
+        [ip("192.168.1.100"), ip("192.168.1.102")].into()
+    );
+    assert_eq!(planned.peers, [ip("192.168.1.2")].into());
+    assert_eq!(planned.pod_ranges, [net("10.10.1.0/24")].into());
+    assert!(planned.internal_ranges.contains(&net("10.10.2.0/24")));
+    assert!(planned.internal_ranges.contains(&net("192.168.1.1/32")));
+}
+
+#[test]
+fn destinations_inside_the_cluster_are_never_egress_e12() {
+    let mut snapshot = seed();
+    snapshot.cluster_ranges.insert(net("10.96.0.0/12"));
+    let policy = snapshot.policies.values_mut().next().unwrap();
+    policy.destinations = [net("0.0.0.0/0"), net("10.10.2.2/32"), net("10.96.0.1/32")].into();
+    for (destination, want) in [
+        ("8.8.8.8", Decision::Snat(ip("192.168.1.100"))),
+        ("10.10.2.2", Decision::Forward),
+        ("10.96.0.1", Decision::Forward),
+        ("192.168.1.2", Decision::Forward),
+        ("192.168.1.9", Decision::Snat(ip("192.168.1.100"))),
+    ] {
+        assert_eq!(
+            decide(&snapshot, "10.10.1.2", destination),
+            want,
+            "{destination}"
+        );
+    }
+}
+
+#[test]
+fn overlap_goes_to_the_longest_prefix_then_the_oldest_then_the_first_name_e16() {
+    let mut snapshot = seed();
+    for (name, address) in [
+        ("g1", "192.168.1.111"),
+        ("g2", "192.168.1.112"),
+        ("g3", "192.168.1.113"),
+    ] {
+        snapshot
+            .gateways
+            .insert(group(name), Gateway::new([ip(address)]));
+    }
+    let policy = |gateway, created, destination| Policy {
+        created: Timestamp(created),
+        ..Policy::snat(
+            [Source::everything()],
+            [net(destination)],
+            EgressSource::from(&group(gateway)),
+        )
+    };
+    snapshot.policies.clear();
+    snapshot
+        .policies
+        .insert("wide".parse().unwrap(), policy("g1", 1, "8.0.0.0/8"));
+    snapshot
+        .policies
+        .insert("young".parse().unwrap(), policy("g2", 9, "8.8.8.0/24"));
+    snapshot
+        .policies
+        .insert("old".parse().unwrap(), policy("g3", 5, "8.8.8.0/24"));
+    assert_eq!(
+        decide(&snapshot, "10.10.1.2", "8.1.1.1"),
+        Decision::Snat(ip("192.168.1.111"))
+    );
+    assert_eq!(
+        decide(&snapshot, "10.10.1.2", "8.8.8.8"),
+        Decision::Snat(ip("192.168.1.113"))
+    );
+    let findings = plan(&snapshot, "worker1").findings;
+    assert_eq!(findings.len(), 1, "{findings:?}");
+    assert_eq!(
+        findings[0].subject,
+        Subject::Policy("young".parse().unwrap())
+    );
+    assert!(findings[0].message.contains("old"), "{}", findings[0]);
+
+    for policy in snapshot.policies.values_mut() {
+        policy.created = Timestamp(1);
+    }
+    assert_eq!(
+        decide(&snapshot, "10.10.1.2", "8.8.8.8"),
+        Decision::Snat(ip("192.168.1.113")),
+        "old < young"
+    );
+}
+
+#[test]
+fn pods_that_send_nothing_of_their_own_are_not_selected_e15() {
+    let mut snapshot = seed();
+    let host = add_pod(
+        &mut snapshot,
+        ("alice", "host"),
+        "worker1",
+        "192.168.1.1",
+        "frontend",
+    );
+    snapshot.pods.get_mut(&host).unwrap().host_network = true;
+    let finished = add_pod(
+        &mut snapshot,
+        ("alice", "job"),
+        "worker1",
+        "10.10.1.9",
+        "frontend",
+    );
+    snapshot.pods.get_mut(&finished).unwrap().phase = PodPhase::Finished;
+    let planned = plan(&snapshot, "worker1");
+    assert!(!planned.plan.pods.contains_key(&ip("192.168.1.1")));
+    assert!(!planned.plan.pods.contains_key(&ip("10.10.1.9")));
+    assert_eq!(planned.findings.len(), 1);
+    assert_eq!(planned.findings[0].subject, Subject::Pod(host));
+    assert_eq!(planned.findings[0].reason, Reason::HostNetworkPod);
+}
+
+#[test]
+fn no_snat_keeps_the_pod_ip_e5() {
+    let mut snapshot = seed();
+    let keep = Policy {
+        created: Timestamp::default(),
+        sources: vec![],
+        destinations: [net("8.8.8.8/32")].into(),
+        action: Action::NoSnat,
+    };
+    snapshot.policies.insert("default".parse().unwrap(), keep);
+    assert_eq!(decide(&snapshot, "10.10.1.2", "8.8.8.8"), Decision::Keep);
+    assert_eq!(
+        decide(&snapshot, "10.10.1.5", "8.8.8.8"),
+        Decision::Keep,
+        "every pod"
+    );
+    assert_eq!(
+        decide(&snapshot, "10.10.1.2", "8.8.8.9"),
+        Decision::Snat(ip("192.168.1.100"))
+    );
+}
+
+#[test]
+fn a_policy_edit_keeps_the_ids_of_policy_sets() {
+    let before = plan(&seed(), "worker1").plan;
+    let mut edited = seed();
+    edited
+        .policies
+        .values_mut()
+        .next()
+        .unwrap()
+        .destinations
+        .insert(net("9.9.9.0/24"));
+    let after = plan(&edited, "worker1").plan;
+    let id = before.pods[&ip("10.10.1.2")];
+    let snat = Decision::Snat(ip("192.168.1.100"));
+    assert_eq!(
+        diff(&before, &after),
+        [Change::SetDestination(id, net("9.9.9.0/24"), snat)]
+    );
+}
+
+/// Selection and decision again, as simply as can be, for one (pod, destination).
+fn naive_decision(
+    snapshot: &Snapshot,
+    pod: &Pod,
+    namespace: &Labels,
+    destination: IpAddr,
+) -> Decision {
+    if snapshot
+        .internal_ranges()
+        .iter()
+        .any(|range| range.contains(&destination))
+    {
+        return Decision::Forward;
+    }
+    let gateways = effective_gateways(snapshot);
+    let resolved = resolve_policies(snapshot, &gateways).policies;
+    let mut candidates = vec![];
+    for (name, action) in &resolved {
+        let policy = &snapshot.policies[name];
+        let selected = policy
+            .sources
+            .iter()
+            .any(|s| s.namespaces.matches(namespace) && s.pods.matches(&pod.labels));
+        for prefix in policy
+            .destinations
+            .iter()
+            .filter(|p| selected && p.contains(&destination))
+        {
+            let rank = (255 - prefix.prefix_len(), policy.created, name.clone());
+            candidates.push((rank, *action));
+        }
+    }
+    match candidates.into_iter().min_by_key(|(rank, _)| rank.clone()) {
+        None => Decision::Forward,
+        Some((_, ResolvedPolicy::Keep)) => Decision::Keep,
+        Some((_, ResolvedPolicy::Snat(address))) => Decision::Snat(address),
+    }
+}
+
+prop_compose! {
+    fn arbitrary_policy()(
+        rules in prop::collection::vec((0..3usize, 0..3usize), 1..3),
+        destinations in prop::collection::btree_set((0..3u8, 0..3u8, prop::sample::select(vec![8u8, 16, 24, 32])), 1..4),
+        created in 0..3i64,
+        gateway in 0..3usize,
+    ) -> Policy {
+        let users = ["alice", "paul", "other"];
+        let roles = ["frontend", "backend", "x"];
+        let prefixes = destinations
+            .into_iter()
+            .map(|(a, b, len)| IpNet::new(IpAddr::from([8 + a, b, 0, 0]), len).unwrap().trunc());
+        Policy {
+            created: Timestamp(created),
+            ..Policy::snat(
+                rules.into_iter().map(|(u, r)| rule(users[u], roles[r])),
+                prefixes,
+                EgressSource::from(&group(["g0", "g1", "missing"][gateway])),
+            )
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn the_tables_decide_as_the_policies_say(
+        policies in prop::collection::vec(arbitrary_policy(), 0..6),
+        internal in prop::collection::btree_set((0..3u8, 0..3u8, prop::sample::select(vec![16u8, 24])), 0..3),
+    ) {
+        let mut snapshot = seed();
+        snapshot.policies.clear();
+        snapshot.gateways.insert(group("g0"), Gateway::new([ip("192.168.1.110")]));
+        snapshot.gateways.insert(group("g1"), Gateway::new([ip("192.168.1.111")]));
+        for (n, policy) in policies.into_iter().enumerate() {
+            snapshot.policies.insert(format!("p{n}").parse().unwrap(), policy);
+        }
+        for (a, b, len) in internal {
+            snapshot.cluster_ranges.insert(IpNet::new(IpAddr::from([8 + a, b, 0, 0]), len).unwrap().trunc());
+        }
+        let planned = plan(&snapshot, "worker1").plan;
+        for (key, pod) in snapshot.pods.iter().filter(|(_, pod)| pod.node == node_name("worker1")) {
+            let source = *pod.ips.first().unwrap();
+            for (a, b, c, d) in [(8, 0, 0, 0), (8, 1, 0, 1), (9, 0, 0, 0), (9, 2, 7, 7), (10, 1, 0, 0), (11, 0, 0, 0)] {
+                let destination = IpAddr::from([a, b, c, d]);
+                let want = naive_decision(&snapshot, pod, &snapshot.namespaces[&key.namespace], destination);
+                prop_assert_eq!(planned.decide(source, destination), want, "{} to {}", key, destination);
+            }
+        }
+    }
+}
