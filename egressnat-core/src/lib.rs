@@ -15,6 +15,7 @@
 //! * [`policy`]: which egress IP a policy resolves to, or why to none.
 //! * [`assignment`]: which node holds which floating IP.
 //! * [`plan`]: everything one node must have, and [`diff`]: the ordered changes from one plan to the next.
+//! * [`verify`]: an independent checker of assignments and plans.
 //! * [`finding`]: what is wrong with the user's objects, and how to mend it.
 //!
 //! # Example
@@ -66,6 +67,7 @@ pub mod plan;
 pub mod policy;
 pub mod report;
 pub mod selector;
+pub mod verify;
 
 pub use assignment::{Assigned, Assignment, assign};
 pub use diff::{Change, diff};
@@ -75,3 +77,4 @@ pub use model::Snapshot;
 pub use plan::{Decision, NodePlan, Planned, PolicySetId, plan_node};
 pub use policy::{ResolvedPolicy, resolve_policies};
 pub use report::{Failure, Report};
+pub use verify::{Violation, verify_assignment, verify_node_plan};

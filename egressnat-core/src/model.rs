@@ -10,6 +10,7 @@ mod pod;
 mod policy;
 
 pub use cluster::{Cluster, ClusterKey, Gateway, GatewayKey, GatewayKind};
+pub(crate) use name::is_subdomain;
 pub use name::{InvalidName, Name, NamespaceName, NodeName, PolicyName};
 pub use node::{Health, Node, Role};
 pub use pod::{Labels, Pod, PodKey, PodPhase};

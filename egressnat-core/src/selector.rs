@@ -1,5 +1,9 @@
 //! Kubernetes label selectors (E10).
 
+mod label;
+
+pub use label::InvalidSelector;
+
 use alloc::collections::BTreeSet;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -54,6 +58,31 @@ impl Selector {
         }
     }
 
+    /// Checks keys and values by Kubernetes' own rules.
+    ///
+    /// # Errors
+    ///
+    /// The first key, value or empty value list that the API server would refuse.
+    pub fn validate(&self) -> Result<(), InvalidSelector> {
+        for (key, value) in &self.match_labels {
+            label::check_key(key)?;
+            label::check_value(key, value)?;
+        }
+        for requirement in &self.match_expressions {
+            let key = &requirement.key;
+            label::check_key(key)?;
+            if let Operator::In(values) | Operator::NotIn(values) = &requirement.operator {
+                if values.is_empty() {
+                    return Err(InvalidSelector::NoValues { key: key.clone() });
+                }
+                for value in values {
+                    label::check_value(key, value)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Whether an object with these labels is selected.
     pub fn matches(&self, labels: &Labels) -> bool {
         self.match_labels
@@ -98,6 +127,22 @@ mod tests {
                 operator,
             }],
         }
+    }
+
+    #[test]
+    fn selectors_that_the_api_server_refuses_are_refused() {
+        assert_eq!(
+            Selector::from_labels([("role", "frontend")]).validate(),
+            Ok(())
+        );
+        assert!(Selector::from_labels([("ro le", "x")]).validate().is_err());
+        assert!(Selector::from_labels([("role", "x y")]).validate().is_err());
+        let empty = expression("role", Operator::In(BTreeSet::new()));
+        assert_eq!(
+            empty.validate(),
+            Err(InvalidSelector::NoValues { key: "role".into() })
+        );
+        assert_eq!(expression("role", Operator::Exists).validate(), Ok(()));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 use super::*;
 use crate::model::{Gateway, GatewayKey, Role};
+use crate::verify::verify_assignment;
 use proptest::prelude::*;
-use std::collections::BTreeSet;
 
 fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
@@ -205,26 +205,8 @@ fn arbitrary_snapshot() -> impl Strategy<Value = Snapshot> {
 
 proptest! {
     #[test]
-    fn an_ip_is_on_an_eligible_node_or_there_is_none(snapshot in arbitrary_snapshot()) {
-        let assigned = assign(&snapshot);
-        let gateway = snapshot.gateways.values().next().unwrap();
-        for address in &gateway.floating_ips {
-            let eligible: Vec<_> = snapshot
-                .nodes
-                .iter()
-                .filter(|(_, node)| node.health == Health::Up && node.is_on_link(*address))
-                .map(|(name, _)| name)
-                .collect();
-            match assigned.assignment.nodes.get(address) {
-                Some(holder) => prop_assert!(eligible.contains(&holder)),
-                None => {
-                    prop_assert!(eligible.is_empty());
-                    prop_assert!(assigned.unassigned.contains_key(address));
-                }
-            }
-        }
-        let known: BTreeSet<_> = gateway.floating_ips.iter().collect();
-        prop_assert!(assigned.assignment.nodes.keys().all(|address| known.contains(address)));
+    fn no_assignment_has_a_violation(snapshot in arbitrary_snapshot()) {
+        prop_assert_eq!(verify_assignment(&snapshot, &assign(&snapshot).assignment), vec![]);
     }
 
     #[test]

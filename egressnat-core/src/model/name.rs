@@ -23,7 +23,7 @@ impl fmt::Display for InvalidName {
 impl core::error::Error for InvalidName {}
 
 /// RFC 1123 subdomain, the rule of `metadata.name` (Kubernetes `IsDNS1123Subdomain`).
-fn is_subdomain(value: &str) -> bool {
+pub(crate) fn is_subdomain(value: &str) -> bool {
     let is_alphanumeric = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
     value.len() <= 253
         && value.split('.').all(|label| {

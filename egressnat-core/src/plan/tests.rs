@@ -3,6 +3,7 @@ use crate::assignment::assign;
 use crate::diff::{Change, diff};
 use crate::model::{EgressSource, Gateway, GatewayKey, Health, Labels, Node, Source, Timestamp};
 use crate::selector::Selector;
+use crate::verify::verify_node_plan;
 use proptest::prelude::*;
 
 fn ip(text: &str) -> IpAddr {
@@ -334,45 +335,6 @@ fn a_policy_edit_keeps_the_ids_of_policy_sets() {
     );
 }
 
-/// Selection and decision again, as simply as can be, for one (pod, destination).
-fn naive_decision(
-    snapshot: &Snapshot,
-    pod: &Pod,
-    namespace: &Labels,
-    destination: IpAddr,
-) -> Decision {
-    if snapshot
-        .internal_ranges()
-        .iter()
-        .any(|range| range.contains(&destination))
-    {
-        return Decision::Forward;
-    }
-    let gateways = effective_gateways(snapshot);
-    let resolved = resolve_policies(snapshot, &gateways).policies;
-    let mut candidates = vec![];
-    for (name, action) in &resolved {
-        let policy = &snapshot.policies[name];
-        let selected = policy
-            .sources
-            .iter()
-            .any(|s| s.namespaces.matches(namespace) && s.pods.matches(&pod.labels));
-        for prefix in policy
-            .destinations
-            .iter()
-            .filter(|p| selected && p.contains(&destination))
-        {
-            let rank = (255 - prefix.prefix_len(), policy.created, name.clone());
-            candidates.push((rank, *action));
-        }
-    }
-    match candidates.into_iter().min_by_key(|(rank, _)| rank.clone()) {
-        None => Decision::Forward,
-        Some((_, ResolvedPolicy::Keep)) => Decision::Keep,
-        Some((_, ResolvedPolicy::Snat(address))) => Decision::Snat(address),
-    }
-}
-
 prop_compose! {
     fn arbitrary_policy()(
         rules in prop::collection::vec((0..3usize, 0..3usize), 1..3),
@@ -412,14 +374,10 @@ proptest! {
         for (a, b, len) in internal {
             snapshot.cluster_ranges.insert(IpNet::new(IpAddr::from([8 + a, b, 0, 0]), len).unwrap().trunc());
         }
-        let planned = plan(&snapshot, "worker1").plan;
-        for (key, pod) in snapshot.pods.iter().filter(|(_, pod)| pod.node == node_name("worker1")) {
-            let source = *pod.ips.first().unwrap();
-            for (a, b, c, d) in [(8, 0, 0, 0), (8, 1, 0, 1), (9, 0, 0, 0), (9, 2, 7, 7), (10, 1, 0, 0), (11, 0, 0, 0)] {
-                let destination = IpAddr::from([a, b, c, d]);
-                let want = naive_decision(&snapshot, pod, &snapshot.namespaces[&key.namespace], destination);
-                prop_assert_eq!(planned.decide(source, destination), want, "{} to {}", key, destination);
-            }
+        let assignment = assign(&snapshot).assignment;
+        for node in snapshot.nodes.keys() {
+            let planned = plan_node(&snapshot, &assignment, node).plan;
+            prop_assert_eq!(verify_node_plan(&snapshot, &assignment, node, &planned), vec![]);
         }
     }
 }
