@@ -10,14 +10,15 @@
 //! * Each placement picks the best node by E30: worker before control plane, then a node without floating IPs, then the
 //!   one with the fewest, then by name.
 
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::format;
 use alloc::vec::Vec;
 use core::net::IpAddr;
+use ipnet::IpNet;
 
 use crate::finding::{Finding, Reason, Subject};
 use crate::gateway::{EffectiveGateways, effective_gateways};
-use crate::model::{Health, Node, NodeName, Snapshot};
+use crate::model::{Health, NodeName, Role, Snapshot};
 
 /// Floating IP → node.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -66,30 +67,35 @@ pub fn assign(snapshot: &Snapshot) -> Assigned {
     let mut load: BTreeMap<&NodeName, usize> = BTreeMap::new();
 
     // What is well placed stays, before anything new is placed.
+    let mut open = Vec::new();
     for address in gateways.owners.keys() {
-        let Some(holder) = snapshot.previous.nodes.get(address) else {
-            continue;
-        };
-        if let Some((name, node)) = snapshot.nodes.get_key_value(holder)
-            && is_eligible(node, *address)
-        {
-            nodes.insert(*address, name.clone());
-            *load.entry(name).or_default() += 1;
+        let holder = snapshot.previous.nodes.get(address);
+        match holder.and_then(|holder| snapshot.nodes.get_key_value(holder)) {
+            Some((name, node)) if node.health == Health::Up && node.is_on_link(*address) => {
+                nodes.insert(*address, name.clone());
+                *load.entry(name).or_default() += 1;
+            }
+            _ => open.push(*address),
         }
     }
 
     let mut unassigned = BTreeMap::new();
-    for address in gateways.owners.keys() {
-        if nodes.contains_key(address) {
-            continue;
-        }
-        match best_node(snapshot, &load, *address) {
-            Ok(name) => {
-                nodes.insert(*address, name.clone());
-                *load.entry(name).or_default() += 1;
-            }
-            Err(reason) => {
-                unassigned.insert(*address, reason);
+    if !open.is_empty() {
+        let mut candidates = Candidates::new(snapshot, &load);
+        for address in open {
+            match candidates.take_best(address) {
+                Some(name) => {
+                    nodes.insert(address, name.clone());
+                }
+                None => {
+                    let is_known = snapshot.nodes.values().any(|node| node.is_on_link(address));
+                    let reason = if is_known {
+                        Unassigned::NoNodeUp
+                    } else {
+                        Unassigned::NoSubnet
+                    };
+                    unassigned.insert(address, reason);
+                }
             }
         }
     }
@@ -97,11 +103,8 @@ pub fn assign(snapshot: &Snapshot) -> Assigned {
     let mut findings = gateways.findings.clone();
     findings.extend(unassigned.iter().map(|(address, reason)| {
         let owner = gateways.owners[address].clone();
-        Finding::new(
-            Subject::Gateway(owner),
-            Reason::Unassigned,
-            unassigned_message(*address, *reason),
-        )
+        let message = unassigned_message(*address, *reason);
+        Finding::new(Subject::Gateway(owner), Reason::Unassigned, message)
     }));
     findings.sort();
     Assigned {
@@ -112,40 +115,72 @@ pub fn assign(snapshot: &Snapshot) -> Assigned {
     }
 }
 
-fn is_eligible(node: &Node, address: IpAddr) -> bool {
-    node.health == Health::Up && node.is_on_link(address)
-}
-
-/// E30, in this order:
-/// 1. the IP lies in a subnet of the node (and the node is up);
+/// The order of E30 among the nodes of one subnet that are up. The first is the best:
+/// 1. the IP lies in a subnet of the node, and the node is up: by being in the list at all;
 /// 2. workers before control-plane nodes;
-/// 3. nodes that hold no floating IP before those that do;
+/// 3. nodes that hold no floating IP before those that do: follows from 4, and stands here because the seed says it;
 /// 4. the fewest floating IPs;
 /// 5. name, so that the order is total.
-fn best_node<'a>(
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Rank<'a> {
+    role: Role,
+    is_holding: bool,
+    holds: usize,
+    name: &'a NodeName,
+}
+
+/// The eligible nodes by subnet, each list in the order of E30, so that a placement costs the logarithm of their number.
+struct Candidates<'a> {
     snapshot: &'a Snapshot,
-    load: &BTreeMap<&NodeName, usize>,
-    address: IpAddr,
-) -> Result<&'a NodeName, Unassigned> {
-    let best = snapshot
-        .nodes
-        .iter()
-        .filter(|(_, node)| is_eligible(node, address)) // 1
-        .min_by_key(|(name, node)| {
+    by_subnet: BTreeMap<IpNet, BTreeSet<Rank<'a>>>,
+}
+
+impl<'a> Candidates<'a> {
+    fn new(snapshot: &'a Snapshot, load: &BTreeMap<&NodeName, usize>) -> Self {
+        let mut by_subnet: BTreeMap<IpNet, BTreeSet<Rank<'a>>> = BTreeMap::new();
+        for (name, node) in &snapshot.nodes {
+            if node.health != Health::Up {
+                continue;
+            }
             let holds = load.get(name).copied().unwrap_or(0);
-            (
-                node.role, // 2
-                holds > 0, // 3
-                holds,     // 4
-                *name,     // 5
-            )
-        });
-    match best {
-        Some((name, _)) => Ok(name),
-        None if snapshot.nodes.values().any(|node| node.is_on_link(address)) => {
-            Err(Unassigned::NoNodeUp)
+            let rank = Rank {
+                role: node.role,
+                is_holding: holds > 0,
+                holds,
+                name,
+            };
+            for subnet in &node.subnets {
+                by_subnet.entry(subnet.trunc()).or_default().insert(rank);
+            }
         }
-        None => Err(Unassigned::NoSubnet),
+        Self {
+            snapshot,
+            by_subnet,
+        }
+    }
+
+    /// The best node for `address`, counted as holding it from now on.
+    fn take_best(&mut self, address: IpAddr) -> Option<&'a NodeName> {
+        let best = self
+            .by_subnet
+            .iter()
+            .filter(|(subnet, _)| subnet.contains(&address))
+            .filter_map(|(_, ranks)| ranks.first())
+            .min()
+            .copied()?;
+        let holds = best.holds + 1;
+        let next = Rank {
+            is_holding: true,
+            holds,
+            ..best
+        };
+        for subnet in &self.snapshot.nodes[best.name].subnets {
+            if let Some(ranks) = self.by_subnet.get_mut(&subnet.trunc()) {
+                ranks.remove(&best);
+                ranks.insert(next);
+            }
+        }
+        Some(best.name)
     }
 }
 

@@ -7,7 +7,7 @@ use core::fmt;
 use core::net::IpAddr;
 
 use crate::finding::{Finding, Reason, Subject};
-use crate::model::{Gateway, GatewayKey, NamespaceName, Snapshot};
+use crate::model::{Gateway, GatewayKey, NamespaceName, NodeName, Snapshot};
 
 /// The namespace in which gateway groups are effective (E7).
 pub const SYSTEM_NAMESPACE: &str = "kube-system";
@@ -137,6 +137,11 @@ fn is_switched_on(snapshot: &Snapshot, namespace: &NamespaceName) -> bool {
 }
 
 fn give_addresses(snapshot: &Snapshot, effective: &mut EffectiveGateways) {
+    let hosts: BTreeMap<IpAddr, &NodeName> = snapshot
+        .nodes
+        .iter()
+        .flat_map(|(name, node)| node.addresses.iter().map(move |address| (*address, name)))
+        .collect();
     let mut by_age: Vec<_> = effective.gateways.iter().collect();
     by_age.sort_by_key(|(key, gateway)| (gateway.created, *key));
     let mut ids: BTreeMap<EgressId, IpAddr> = BTreeMap::new();
@@ -157,7 +162,7 @@ fn give_addresses(snapshot: &Snapshot, effective: &mut EffectiveGateways) {
                         "floating IP {address} belongs to {owner}, which is older: remove it from one of the two"
                     ),
                 );
-            } else if let Some(node) = snapshot.node_with_address(address) {
+            } else if let Some(node) = hosts.get(&address) {
                 refuse(
                     Reason::FloatingIpIsNodeAddress,
                     format!(

@@ -17,7 +17,6 @@ pub use pod::{Labels, Pod, PodKey, PodPhase};
 pub use policy::{Action, EgressSource, Policy, Source};
 
 use alloc::collections::{BTreeMap, BTreeSet};
-use core::net::IpAddr;
 use ipnet::IpNet;
 
 use crate::assignment::Assignment;
@@ -63,13 +62,5 @@ impl Snapshot {
             ranges.extend(node.addresses.iter().copied().map(IpNet::from));
         }
         ranges
-    }
-
-    /// The node that has `address` as its own, if any.
-    pub fn node_with_address(&self, address: IpAddr) -> Option<&NodeName> {
-        self.nodes
-            .iter()
-            .find(|(_, node)| node.addresses.contains(&address))
-            .map(|(name, _)| name)
     }
 }

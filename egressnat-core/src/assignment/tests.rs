@@ -1,5 +1,5 @@
 use super::*;
-use crate::model::{Gateway, GatewayKey, Role};
+use crate::model::{Gateway, GatewayKey, Node};
 use crate::verify::verify_assignment;
 use proptest::prelude::*;
 
