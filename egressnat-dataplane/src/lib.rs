@@ -1,1 +1,57 @@
-//! x
+//! The Linux packet path of egressnat: it makes a [`NodePlan`](egressnat_core::NodePlan) real in the kernel.
+//!
+//! **Promise**: [`Dataplane::apply`] makes no choices. It reads what the kernel has, writes what differs, and reports every
+//! failure with its object. Applied twice, the second time writes nothing.
+//!
+//! ```text
+//!  source node                                             gateway node
+//!  pod ─veth─► steer (eBPF) marks ─► ip rule ─► egressnat0      egressnat0 ─► decap (eBPF) marks ─► nftables snat ─► uplink
+//!                                               encap (eBPF) ──UDP to the floating IP itself──►
+//! ```
+//!
+//! * [`Config`]: what it may use on the node; [`MarkMask`]: which bits of the packet mark.
+//! * [`Dataplane`]: open, apply, wait for changes.
+//! * [`cleanup`]: remove everything.
+//!
+//! # Example
+//!
+//! ```no_run
+//! use egressnat_core::NodePlan;
+//! use egressnat_dataplane::{Config, Dataplane};
+//!
+//! # async fn run(plan: NodePlan) -> Result<(), Box<dyn std::error::Error>> {
+//! let mut dataplane = Dataplane::open(Config::default()).await?;
+//! let report = dataplane.apply(&plan).await;
+//! for failure in &report.failures {
+//!     eprintln!("{}: {}", failure.object, failure.message);
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Requirements
+//!
+//! Linux 6.6 (TCX), nf_tables, vxlan; CAP_NET_ADMIN, CAP_NET_RAW, CAP_BPF; a mounted bpffs; libnftnl and libmnl. The
+//! eBPF object is part of the crate: nobody needs clang to use it. IPv4 only for now; what is IPv6 in a plan is reported
+//! and left alone.
+#![deny(missing_docs)]
+
+mod announce;
+mod cleanup;
+mod config;
+mod dataplane;
+mod egress;
+mod maps;
+mod mark;
+mod network;
+mod nft;
+mod programs;
+
+pub use announce::AnnounceError;
+pub use cleanup::cleanup;
+pub use config::Config;
+pub use dataplane::{Dataplane, OpenError};
+pub use mark::{InvalidMarkMask, MarkMask};
+pub use network::{NetworkError, Uplink};
+pub use nft::NftError;
+pub use programs::{Counters, ProgramsError};

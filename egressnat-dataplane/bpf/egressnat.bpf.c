@@ -1,0 +1,193 @@
+// SPDX-License-Identifier: (GPL-2.0 OR MIT)
+// Steering, encapsulation and decapsulation of egress traffic.
+#include <linux/bpf.h>
+#include <linux/if_ether.h>
+#include <linux/if_packet.h>
+#include <linux/ip.h>
+#include <linux/pkt_cls.h>
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_helpers.h>
+
+#define MAX_PODS 65536
+#define MAX_DESTINATIONS 262144
+#define MAX_EGRESS 1024
+#define MAX_PEERS 16384
+
+/* The value of a destination is an index into `egress_ips`, but for these two. */
+#define FORWARD 0
+#define KEEP 1
+
+struct pod_key {
+	__be32 address;
+	__u32 ifindex;
+};
+
+struct destination_key {
+	__u32 prefixlen;
+	__u32 set;
+	__be32 address;
+};
+
+struct egress {
+	__be32 address; /* 0: free */
+	__u32 vni;
+	__u32 local; /* this node holds the address */
+};
+
+struct {
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, MAX_PODS);
+	__type(key, struct pod_key);
+	__type(value, __u32);
+} pods SEC(".maps");
+
+struct {
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, MAX_DESTINATIONS);
+	__type(key, struct destination_key);
+	__type(value, __u32);
+} destinations SEC(".maps");
+
+struct {
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, MAX_EGRESS);
+	__type(key, __u32);
+	__type(value, struct egress);
+} egress_ips SEC(".maps");
+
+struct {
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, MAX_EGRESS);
+	__type(key, __u32); /* VNI */
+	__type(value, __u32); /* egress index */
+} vnis SEC(".maps");
+
+struct {
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, MAX_PEERS);
+	__type(key, __u32); /* address in host byte order, as the tunnel key has it */
+	__type(value, __u32);
+} peers SEC(".maps");
+
+enum counter { STEERED, DECAPSULATED, NO_EGRESS, UNKNOWN_PEER, UNKNOWN_VNI, COUNTERS };
+
+struct {
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, COUNTERS);
+	__type(key, __u32);
+	__type(value, __u64);
+} counters SEC(".maps");
+
+/* Set by the loader: the bits of skb->mark that are ours, and the one that says "into the tunnel". */
+volatile const __u32 MARK_MASK = 0;
+volatile const __u32 MARK_TUNNEL = 0;
+volatile const __u32 MARK_SHIFT = 0;
+
+static __always_inline void count(__u32 counter)
+{
+	__u64 *value = bpf_map_lookup_elem(&counters, &counter);
+	if (value)
+		(*value)++;
+}
+
+static __always_inline void set_mark(struct __sk_buff *skb, __u32 bits)
+{
+	skb->mark = (skb->mark & ~MARK_MASK) | (bits & MARK_MASK);
+}
+
+/* Ingress of a pod's host-side interface: what the pod sends. Marks only. */
+SEC("classifier/steer")
+int steer(struct __sk_buff *skb)
+{
+	void *data = (void *)(long)skb->data;
+	void *end = (void *)(long)skb->data_end;
+	struct ethhdr *eth = data;
+	struct iphdr *ip = (void *)(eth + 1);
+
+	if ((void *)(ip + 1) > end || eth->h_proto != bpf_htons(ETH_P_IP))
+		return TC_ACT_UNSPEC;
+
+	struct pod_key pod = { .address = ip->saddr, .ifindex = skb->ifindex };
+	__u32 *set = bpf_map_lookup_elem(&pods, &pod);
+	if (!set)
+		return TC_ACT_UNSPEC;
+
+	struct destination_key key = { .prefixlen = 64, .set = *set, .address = ip->daddr };
+	__u32 *index = bpf_map_lookup_elem(&destinations, &key);
+	if (!index || *index == FORWARD)
+		return TC_ACT_UNSPEC;
+
+	__u32 bits = *index << MARK_SHIFT;
+	if (*index != KEEP) {
+		struct egress *egress = bpf_map_lookup_elem(&egress_ips, index);
+		if (egress && !egress->local)
+			bits |= MARK_TUNNEL;
+	}
+	set_mark(skb, bits);
+	count(STEERED);
+	return TC_ACT_UNSPEC;
+}
+
+/* Egress of the tunnel device: to whom. */
+SEC("classifier/encap")
+int encap(struct __sk_buff *skb)
+{
+	__u32 index = (skb->mark & MARK_MASK & ~MARK_TUNNEL) >> MARK_SHIFT;
+	struct egress *egress = bpf_map_lookup_elem(&egress_ips, &index);
+	if (!egress || !egress->address) {
+		count(NO_EGRESS);
+		return TC_ACT_SHOT;
+	}
+	struct bpf_tunnel_key key = {
+		.tunnel_id = egress->vni,
+		.remote_ipv4 = bpf_ntohl(egress->address),
+		.tunnel_ttl = 64,
+	};
+	if (bpf_skb_set_tunnel_key(skb, &key, sizeof(key), BPF_F_ZERO_CSUM_TX | BPF_F_DONT_FRAGMENT)) {
+		count(NO_EGRESS);
+		return TC_ACT_SHOT;
+	}
+	/* The outer packet is routed with this mark: ours would send it into the tunnel again. */
+	set_mark(skb, 0);
+	return TC_ACT_UNSPEC;
+}
+
+/* Ingress of the tunnel device: from whom, and for which address. */
+SEC("classifier/decap")
+int decap(struct __sk_buff *skb)
+{
+	struct bpf_tunnel_key key = {};
+	if (bpf_skb_get_tunnel_key(skb, &key, sizeof(key), 0)) {
+		count(UNKNOWN_PEER);
+		return TC_ACT_SHOT;
+	}
+	__u32 peer = key.remote_ipv4;
+	if (!bpf_map_lookup_elem(&peers, &peer)) {
+		count(UNKNOWN_PEER);
+		return TC_ACT_SHOT;
+	}
+	__u32 vni = key.tunnel_id;
+	__u32 *index = bpf_map_lookup_elem(&vnis, &vni);
+	if (!index) {
+		count(UNKNOWN_VNI);
+		return TC_ACT_SHOT;
+	}
+	set_mark(skb, *index << MARK_SHIFT);
+	/* The inner destination is the sender's tunnel MAC, not ours. */
+	if (skb->pkt_type != PACKET_HOST)
+		bpf_skb_change_type(skb, PACKET_HOST);
+	count(DECAPSULATED);
+	return TC_ACT_UNSPEC;
+}
+
+char _license[] SEC("license") = "Dual MIT/GPL";

@@ -1,0 +1,48 @@
+//! Taking everything of ours out of the kernel (E46).
+
+use std::fs;
+use std::io;
+
+use egressnat_core::{Failure, Report};
+
+use crate::config::Config;
+use crate::dataplane::chain;
+use crate::network::Network;
+use crate::nft::Ruleset;
+
+/// Removes everything of ours from this namespace, whether an agent runs or not: programs, maps, ip rule, route, tunnel
+/// device, floating IPs, table. Running it again changes nothing.
+///
+/// Steering ends first and the table goes last, so that no packet leaves half translated in between.
+pub async fn cleanup(config: &Config) -> Report {
+    let mut report = Report::default();
+    let mut note = |object: &str, outcome: Result<usize, String>| match outcome {
+        Ok(changes) => report.changes += changes,
+        Err(message) => report.failures.push(Failure {
+            object: object.to_owned(),
+            message,
+        }),
+    };
+    let pins = config.pin_root();
+    let unpinned = match fs::remove_dir_all(&pins) {
+        Ok(()) => Ok(1),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(0),
+        Err(error) => Err(error.to_string()),
+    };
+    note(&pins.display().to_string(), unpinned);
+    let network = match Network::open() {
+        Ok(network) => network.remove_all(config).await,
+        Err(error) => Err(error),
+    };
+    note(
+        "links, addresses, routes and rules",
+        network.map_err(|error| chain(&error)),
+    );
+    note(
+        "table ip egressnat",
+        Ruleset::remove()
+            .map(usize::from)
+            .map_err(|error| chain(&error)),
+    );
+    report
+}

@@ -1,0 +1,49 @@
+use std::path::PathBuf;
+
+use crate::mark::MarkMask;
+
+/// What the packet path may use on this node.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The interface that floating IPs go on; the one of the default route if not given.
+    pub uplink: Option<String>,
+    /// Where a bpffs is mounted: programs and maps are pinned in `egressnat/` below it.
+    pub bpffs: PathBuf,
+    /// Name of the tunnel device.
+    pub tunnel_device: String,
+    /// UDP port of the tunnel, the same on all nodes.
+    pub tunnel_port: u16,
+    /// Our bits of the packet mark.
+    pub mark: MarkMask,
+    /// The route table that leads into the tunnel.
+    pub route_table: u32,
+    /// Priority of the ip rule that leads to that table: before the main table (32766).
+    pub rule_priority: u32,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            uplink: None,
+            bpffs: PathBuf::from("/sys/fs/bpf"),
+            tunnel_device: "egressnat0".to_owned(),
+            // Neither 4789 nor 8472, which overlay CNIs use on the same nodes.
+            tunnel_port: 8473,
+            mark: MarkMask::DEFAULT,
+            route_table: 1190,
+            rule_priority: 1190,
+        }
+    }
+}
+
+impl Config {
+    /// Where this layout of programs and maps is pinned. A change of any map's shape takes a new directory, because a
+    /// pinned map of another shape would be opened without an error.
+    pub(crate) fn pins(&self) -> PathBuf {
+        self.pin_root().join("v1")
+    }
+
+    pub(crate) fn pin_root(&self) -> PathBuf {
+        self.bpffs.join("egressnat")
+    }
+}

@@ -1,0 +1,658 @@
+//! Making a plan real: observe, compare, change what differs.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr};
+
+use egressnat_core::gateway::EgressId;
+use egressnat_core::{Change, Decision, Failure, NodePlan, PolicySetId, Report, diff};
+use ipnet::{IpNet, Ipv4Net};
+use thiserror::Error;
+
+use crate::announce::{AnnounceError, Announcer};
+use crate::config::Config;
+use crate::egress::EgressTable;
+use crate::maps::{DestinationKey, FORWARD, KEEP, PodKey};
+use crate::network::{Network, NetworkError, Uplink, is_forwarding};
+use crate::nft::{Elements, NftError, Ruleset, SetName};
+use crate::programs::{Counters, Hook, Maps, Programs, ProgramsError, destination_key};
+
+/// The packet path could not be put in place at all.
+#[derive(Debug, Error)]
+pub enum OpenError {
+    /// Links, addresses, routes, rules.
+    #[error("could not prepare the network")]
+    Network(#[from] NetworkError),
+    /// eBPF.
+    #[error("could not prepare the eBPF programs")]
+    Programs(#[from] ProgramsError),
+    /// nftables.
+    #[error("could not prepare nftables")]
+    Nft(#[from] NftError),
+    /// Announcements.
+    #[error("could not prepare announcements")]
+    Announce(#[from] AnnounceError),
+}
+
+/// The packet path of one node, in the network namespace it was opened in.
+///
+/// # Guarantees
+///
+/// * [`apply`](Self::apply) makes the kernel equal the plan with the smallest change and makes no choices. Applied twice,
+///   the second time writes nothing.
+/// * Dropping it leaves everything in the kernel: traffic goes on, and the next [`open`](Self::open) takes it over.
+/// * It touches nothing that is not its own; [`cleanup`](crate::cleanup) removes all that is.
+///
+/// # Minimum kernel version
+///
+/// 6.6, for TCX.
+pub struct Dataplane {
+    config: Config,
+    network: Network,
+    uplink: Uplink,
+    programs: Programs,
+    maps: Maps,
+    egress: EgressTable,
+    announcer: Announcer,
+    steered: BTreeSet<u32>,
+    /// Objects written while opening, for the next report.
+    opened: usize,
+}
+
+impl Dataplane {
+    /// Puts programs, table, tunnel device, rule and route in place, or takes them over from an earlier run.
+    ///
+    /// # Errors
+    ///
+    /// Whatever keeps the node from carrying egress traffic at all: missing capabilities, no bpffs, no uplink.
+    pub async fn open(config: Config) -> Result<Self, OpenError> {
+        let network = Network::open()?;
+        let uplink = network.uplink(&config).await?;
+        let (mut programs, maps) = Programs::load(&config)?;
+        let mut opened = usize::from(Ruleset::new(config.mark, config.tunnel_port).ensure()?);
+        let (tunnel, changes) = network.ensure_tunnel(&config, &uplink).await?;
+        opened += changes;
+        for hook in [Hook::Encap, Hook::Decap] {
+            opened += usize::from(programs.attach(hook, &config.tunnel_device, tunnel)?);
+        }
+        // The interfaces of an earlier run get the program of this one, before anything else changes.
+        let interfaces = network.interfaces().await?;
+        let mut steered = BTreeSet::new();
+        for ifindex in programs.steered()? {
+            match interfaces.get(&ifindex) {
+                Some(name) => {
+                    programs.attach(Hook::Steer, name, ifindex)?;
+                    steered.insert(ifindex);
+                }
+                None => programs.detach_steer(ifindex)?,
+            }
+        }
+        let egress = EgressTable::read(&maps, config.mark)?;
+        let announcer = Announcer::open(uplink.index, uplink.mac)?;
+        Ok(Self {
+            config,
+            network,
+            uplink,
+            programs,
+            maps,
+            egress,
+            announcer,
+            steered,
+            opened,
+        })
+    }
+
+    /// The interface that floating IPs go on, with its own addresses and their subnets.
+    pub fn uplink(&self) -> &Uplink {
+        &self.uplink
+    }
+
+    /// What the programs counted since they were first pinned, over all interfaces.
+    ///
+    /// # Errors
+    ///
+    /// The counters cannot be read.
+    pub fn counters(&self) -> Result<Counters, ProgramsError> {
+        self.maps.counters()
+    }
+
+    /// Waits until links, addresses, routes or rules of the namespace changed, so that the plan wants to be applied again.
+    ///
+    /// Cancel safe.
+    pub async fn changed(&mut self) {
+        self.network.changed().await;
+    }
+
+    /// Makes the kernel equal `plan`, as far as it goes. What could not be done is in the report; all else was done.
+    pub async fn apply(&mut self, plan: &NodePlan) -> Report {
+        let mut report = Report {
+            changes: std::mem::take(&mut self.opened),
+            ..Report::default()
+        };
+        if !is_forwarding() {
+            report.failures.push(Failure {
+                object: "sysctl net.ipv4.ip_forward".to_owned(),
+                message: "it is 0, so no pod's packet leaves this node: run 'sysctl -w net.ipv4.ip_forward=1'".to_owned(),
+            });
+        }
+        self.ensure(&mut report).await;
+
+        let routes = match self.network.host_routes().await {
+            Ok(routes) => routes,
+            Err(error) => {
+                fail(&mut report, "routes of pods", &error);
+                return report;
+            }
+        };
+        let desired = self.applicable(plan, &routes, &mut report);
+        self.attach_steering(&desired, &routes, &mut report).await;
+        let observed = match self.observe(&desired, &routes, &mut report).await {
+            Ok(observed) => observed,
+            Err(error) => {
+                fail(&mut report, "the kernel's present state", &error);
+                return report;
+            }
+        };
+        let needed: BTreeSet<Ipv4Addr> = desired
+            .egress_ips()
+            .into_iter()
+            .chain(desired.floating_ips.iter().copied())
+            .filter_map(ipv4)
+            .collect();
+        for address in &needed {
+            if let Err(error) = self.egress.allocate(&mut self.maps, *address) {
+                fail(&mut report, &format!("egress IP {address}"), &error);
+            }
+        }
+        self.change(&diff(&observed, &desired), &desired, &routes, &mut report)
+            .await;
+        if let Err(error) = self.egress.retain(&mut self.maps, &needed) {
+            fail(&mut report, "egress IPs that are not used any more", &error);
+        }
+        match self.held().await {
+            Ok((addresses, translated)) => {
+                report.floating_ips = addresses
+                    .intersection(&translated)
+                    .copied()
+                    .map(IpAddr::V4)
+                    .collect();
+            }
+            Err(error) => fail(&mut report, "floating IPs", &error),
+        }
+        report
+    }
+
+    /// Brings back what others removed: the table, the tunnel device, its rule and route.
+    async fn ensure(&mut self, report: &mut Report) {
+        match Ruleset::new(self.config.mark, self.config.tunnel_port).ensure() {
+            Ok(made) => report.changes += usize::from(made),
+            Err(error) => fail(report, "table ip egressnat", &error),
+        }
+        match self.network.ensure_tunnel(&self.config, &self.uplink).await {
+            Ok((_, 0)) => {}
+            Ok((index, changes)) => {
+                report.changes += changes;
+                for hook in [Hook::Encap, Hook::Decap] {
+                    match self
+                        .programs
+                        .attach(hook, &self.config.tunnel_device, index)
+                    {
+                        Ok(made) => report.changes += usize::from(made),
+                        Err(error) => fail(report, &self.config.tunnel_device, &error),
+                    }
+                }
+            }
+            Err(error) => fail(report, &self.config.tunnel_device, &error),
+        }
+    }
+
+    /// The part of a plan that can be applied now: IPv4, pods that have an interface, ranges without overlap.
+    fn applicable(
+        &self,
+        plan: &NodePlan,
+        routes: &BTreeMap<Ipv4Addr, u32>,
+        report: &mut Report,
+    ) -> NodePlan {
+        let is_ipv4 = |address: &IpAddr| address.is_ipv4();
+        let mut later = |object: String| {
+            report.failures.push(Failure {
+                object,
+                message: "IPv6 is not steered yet: nothing was changed for it".to_owned(),
+            });
+        };
+        for address in plan.floating_ips.iter().filter(|address| !is_ipv4(address)) {
+            later(format!("floating IP {address}"));
+        }
+        for address in plan.pods.keys().filter(|address| !is_ipv4(address)) {
+            later(format!("pod {address}"));
+        }
+        for address in plan
+            .pods
+            .keys()
+            .copied()
+            .filter_map(ipv4)
+            .filter(|address| !routes.contains_key(address))
+        {
+            report.failures.push(Failure {
+                object: format!("pod {address}"),
+                message: "it has no route of its own yet: it is steered as soon as its interface is there".to_owned(),
+            });
+        }
+        let decided = |decision: &Decision| !matches!(decision, Decision::Snat(IpAddr::V6(_)));
+        NodePlan {
+            pods: plan
+                .pods
+                .iter()
+                .filter(|(address, _)| {
+                    ipv4(**address).is_some_and(|address| routes.contains_key(&address))
+                })
+                .map(|(address, set)| (*address, *set))
+                .collect(),
+            destinations: plan
+                .destinations
+                .iter()
+                .filter(|((_, prefix), decision)| prefix.addr().is_ipv4() && decided(decision))
+                .map(|(key, decision)| (*key, *decision))
+                .collect(),
+            floating_ips: plan.floating_ips.iter().copied().filter(is_ipv4).collect(),
+            peers: plan.peers.iter().copied().filter(is_ipv4).collect(),
+            pod_ranges: without_overlap(&plan.pod_ranges),
+            internal_ranges: without_overlap(&plan.internal_ranges),
+        }
+    }
+
+    /// Programs go on the interfaces of selected pods and off all others.
+    async fn attach_steering(
+        &mut self,
+        desired: &NodePlan,
+        routes: &BTreeMap<Ipv4Addr, u32>,
+        report: &mut Report,
+    ) {
+        let wanted: BTreeSet<u32> = desired
+            .pods
+            .keys()
+            .copied()
+            .filter_map(ipv4)
+            .filter_map(|address| routes.get(&address).copied())
+            .collect();
+        if wanted == self.steered {
+            return;
+        }
+        let interfaces = match self.network.interfaces().await {
+            Ok(interfaces) => interfaces,
+            Err(error) => return fail(report, "interfaces of pods", &error),
+        };
+        for ifindex in self.steered.clone().difference(&wanted) {
+            match self.programs.detach_steer(*ifindex) {
+                Ok(()) => report.changes += 1,
+                Err(error) => fail(report, &format!("steering on interface {ifindex}"), &error),
+            }
+            self.steered.remove(ifindex);
+        }
+        for ifindex in wanted {
+            // An interface that vanished meanwhile: its route goes too, and we are told.
+            let Some(name) = interfaces
+                .get(&ifindex)
+                .filter(|_| !self.steered.contains(&ifindex))
+            else {
+                continue;
+            };
+            match self.programs.attach(Hook::Steer, name, ifindex) {
+                Ok(made) => {
+                    report.changes += usize::from(made);
+                    self.steered.insert(ifindex);
+                }
+                Err(error) => fail(report, &format!("steering on {name}"), &error),
+            }
+        }
+    }
+
+    /// What the kernel has, as a plan.
+    async fn observe(
+        &mut self,
+        desired: &NodePlan,
+        routes: &BTreeMap<Ipv4Addr, u32>,
+        report: &mut Report,
+    ) -> Result<NodePlan, ObserveError> {
+        let mut observed = NodePlan::default();
+        for entry in self.maps.pods.iter().collect::<Vec<_>>() {
+            let (key, set) = entry.map_err(map_error("pods"))?;
+            if routes.get(&key.address()) == Some(&key.ifindex) {
+                observed
+                    .pods
+                    .insert(IpAddr::V4(key.address()), PolicySetId(set));
+            } else {
+                // The address is on another interface now, or on none.
+                self.maps.pods.remove(&key).map_err(map_error("pods"))?;
+                report.changes += 1;
+            }
+        }
+        for entry in self.maps.destinations.iter() {
+            let (key, value) = entry.map_err(map_error("destinations"))?;
+            let data = key.data();
+            let length = key.prefix_len().saturating_sub(DestinationKey::SET_BITS) as u8;
+            let Ok(prefix) = Ipv4Net::new(data.address(), length) else {
+                continue;
+            };
+            let decision = match value {
+                FORWARD => Decision::Forward,
+                KEEP => Decision::Keep,
+                index => match self.egress.address(index) {
+                    Some(address) => Decision::Snat(IpAddr::V4(address)),
+                    None => Decision::Forward,
+                },
+            };
+            observed
+                .destinations
+                .insert((PolicySetId(data.set), IpNet::V4(prefix)), decision);
+        }
+        for entry in self.maps.peers.iter() {
+            let (peer, _) = entry.map_err(map_error("peers"))?;
+            observed.peers.insert(IpAddr::V4(Ipv4Addr::from(peer)));
+        }
+        observed.pod_ranges = Ruleset::ranges(SetName::PodRanges)?
+            .into_iter()
+            .map(IpNet::V4)
+            .collect();
+        observed.internal_ranges = Ruleset::ranges(SetName::InternalRanges)?
+            .into_iter()
+            .map(IpNet::V4)
+            .collect();
+        let (addresses, translated) = self.held().await?;
+        // Half of a floating IP is none, when it is wanted, and one, when it is not.
+        let whole = addresses.intersection(&translated);
+        let unwanted = addresses
+            .union(&translated)
+            .filter(|a| !desired.floating_ips.contains(&IpAddr::V4(**a)));
+        observed.floating_ips = whole.chain(unwanted).copied().map(IpAddr::V4).collect();
+        Ok(observed)
+    }
+
+    /// The floating IPs that are on the uplink, and those that are translated to.
+    async fn held(&self) -> Result<(BTreeSet<Ipv4Addr>, BTreeSet<Ipv4Addr>), ObserveError> {
+        let addresses = self
+            .network
+            .floating_ips(self.uplink.index)
+            .await?
+            .into_iter()
+            .collect();
+        let mapped = Ruleset::mappings(SetName::EgressIps)?;
+        let translated = mapped
+            .into_iter()
+            .filter(|(mark, address)| self.egress.mark(*address) == Some(*mark))
+            .map(|(_, address)| address)
+            .collect();
+        Ok((addresses, translated))
+    }
+
+    async fn change(
+        &mut self,
+        changes: &[Change],
+        desired: &NodePlan,
+        routes: &BTreeMap<Ipv4Addr, u32>,
+        report: &mut Report,
+    ) {
+        let (mut pod_ranges, mut internal_ranges) =
+            (RangeChange::default(), RangeChange::default());
+        for change in changes {
+            match change {
+                Change::AddPodRange(range) => pod_ranges.added.push(*range),
+                Change::RemovePodRange(range) => pod_ranges.removed.push(*range),
+                Change::AddInternalRange(range) => internal_ranges.added.push(*range),
+                Change::RemoveInternalRange(range) => internal_ranges.removed.push(*range),
+                _ => {}
+            }
+        }
+        // Ranges of one set change together, removals first: the kernel refuses ranges that overlap, even for an instant.
+        // Internal ranges first, so that nothing inside the cluster is masqueraded between the two.
+        for (set, ranges) in [
+            (SetName::InternalRanges, internal_ranges),
+            (SetName::PodRanges, pod_ranges),
+        ] {
+            match ranges.commit(set) {
+                Ok(written) => report.changes += written,
+                Err(error) => fail(report, &format!("set {set:?}"), &error),
+            }
+        }
+        for change in changes {
+            match self.change_one(change, desired, routes).await {
+                Ok(Written::Yes) => report.changes += 1,
+                Ok(Written::No) => {}
+                Err(error) => fail(report, &change.to_string(), &error),
+            }
+        }
+    }
+
+    async fn change_one(
+        &mut self,
+        change: &Change,
+        desired: &NodePlan,
+        routes: &BTreeMap<Ipv4Addr, u32>,
+    ) -> Result<Written, ObserveError> {
+        match *change {
+            Change::AddPodRange(_)
+            | Change::RemovePodRange(_)
+            | Change::AddInternalRange(_)
+            | Change::RemoveInternalRange(_) => return Ok(Written::No),
+            Change::AddPeer(IpAddr::V4(peer)) => {
+                self.maps
+                    .peers
+                    .insert(u32::from(peer), 1, 0)
+                    .map_err(map_error("peers"))?;
+            }
+            Change::RemovePeer(IpAddr::V4(peer)) => {
+                self.maps
+                    .peers
+                    .remove(&u32::from(peer))
+                    .map_err(map_error("peers"))?;
+            }
+            Change::SetDestination(set, IpNet::V4(prefix), decision) => {
+                let value = match decision {
+                    Decision::Forward => FORWARD,
+                    Decision::Keep => KEEP,
+                    Decision::Snat(address) => {
+                        let index = ipv4(address).and_then(|address| self.egress.index(address));
+                        index.ok_or(ObserveError::NoEgressIndex(address))?
+                    }
+                };
+                let inserted =
+                    self.maps
+                        .destinations
+                        .insert(&destination_key(set.0, prefix), value, 0);
+                inserted.map_err(map_error("destinations"))?;
+            }
+            Change::RemoveDestination(set, IpNet::V4(prefix)) => {
+                let removed = self
+                    .maps
+                    .destinations
+                    .remove(&destination_key(set.0, prefix));
+                removed.map_err(map_error("destinations"))?;
+            }
+            Change::SetPod(IpAddr::V4(address), set) => {
+                if let Some(ifindex) = routes.get(&address) {
+                    let inserted = self
+                        .maps
+                        .pods
+                        .insert(PodKey::new(address, *ifindex), set.0, 0);
+                    inserted.map_err(map_error("pods"))?;
+                }
+            }
+            Change::RemovePod(IpAddr::V4(address)) => {
+                if let Some(ifindex) = routes.get(&address) {
+                    self.maps
+                        .pods
+                        .remove(&PodKey::new(address, *ifindex))
+                        .map_err(map_error("pods"))?;
+                }
+            }
+            Change::AddSnat(IpAddr::V4(address)) => self.add_snat(address)?,
+            Change::AddAddress(IpAddr::V4(address)) => {
+                self.egress.set_local(&mut self.maps, address, true)?;
+                self.network.add_floating_ip(&self.uplink, address).await?;
+                self.announcer.announce(address);
+            }
+            Change::RemoveAddress(IpAddr::V4(address)) => {
+                self.announcer.withdraw(address);
+                self.egress.set_local(&mut self.maps, address, false)?;
+                self.network
+                    .remove_floating_ip(self.uplink.index, address)
+                    .await?;
+            }
+            Change::RemoveSnat(IpAddr::V4(address)) => {
+                debug_assert!(
+                    !desired.floating_ips.contains(&IpAddr::V4(address)),
+                    "only what is lost is removed"
+                );
+                self.remove_snat(address)?;
+            }
+            // IPv6 is not in what is applied.
+            _ => return Ok(Written::No),
+        }
+        Ok(Written::Yes)
+    }
+
+    fn add_snat(&mut self, address: Ipv4Addr) -> Result<(), ObserveError> {
+        let no_index = || ObserveError::NoEgressIndex(IpAddr::V4(address));
+        let mark = self.egress.mark(address).ok_or_else(no_index)?;
+        let index = self.egress.index(address).ok_or_else(no_index)?;
+        let stale = Elements::of(SetName::EgressIps);
+        let stale = Ruleset::mappings(SetName::EgressIps)?
+            .into_iter()
+            .filter(|(other, _)| *other == mark)
+            .fold(stale, |elements, (mark, address)| {
+                elements.mapping(mark, address)
+            });
+        let mapping = Elements::of(SetName::EgressIps).mapping(mark, address);
+        let floating = Elements::of(SetName::FloatingIps).address(address);
+        Ruleset::change(
+            &[stale],
+            &[mapping, floating],
+            &format!("snat to {address}"),
+        )?;
+        let vni = EgressId::of(IpAddr::V4(address)).vni();
+        Ok(self
+            .maps
+            .vnis
+            .insert(vni, index, 0)
+            .map_err(map_error("vnis"))?)
+    }
+
+    fn remove_snat(&mut self, address: Ipv4Addr) -> Result<(), ObserveError> {
+        // No error when it is not there: the table may have been made anew.
+        let _ = self
+            .maps
+            .vnis
+            .remove(&EgressId::of(IpAddr::V4(address)).vni());
+        let mapping = Ruleset::mappings(SetName::EgressIps)?
+            .into_iter()
+            .filter(|(_, mapped)| *mapped == address)
+            .fold(
+                Elements::of(SetName::EgressIps),
+                |elements, (mark, address)| elements.mapping(mark, address),
+            );
+        let mut floating = Elements::of(SetName::FloatingIps);
+        if Ruleset::addresses(SetName::FloatingIps)?.contains(&address) {
+            floating = floating.address(address);
+        }
+        Ok(Ruleset::change(
+            &[mapping, floating],
+            &[],
+            &format!("the end of snat to {address}"),
+        )?)
+    }
+}
+
+/// Whether a change wrote anything here.
+enum Written {
+    Yes,
+    No,
+}
+
+/// The ranges that come and go in one set.
+#[derive(Default)]
+struct RangeChange {
+    removed: Vec<IpNet>,
+    added: Vec<IpNet>,
+}
+
+impl RangeChange {
+    fn commit(self, set: SetName) -> Result<usize, NftError> {
+        if self.removed.is_empty() && self.added.is_empty() {
+            return Ok(0);
+        }
+        let elements = |ranges: &[IpNet]| {
+            ranges
+                .iter()
+                .fold(Elements::of(set), |elements, range| match range {
+                    IpNet::V4(range) => elements.range(*range),
+                    IpNet::V6(_) => elements,
+                })
+        };
+        Ruleset::change(
+            &[elements(&self.removed)],
+            &[elements(&self.added)],
+            &format!("ranges of {set:?}"),
+        )?;
+        Ok(self.removed.len() + self.added.len())
+    }
+}
+
+/// Reading or writing the kernel's state failed.
+#[derive(Debug, Error)]
+pub(crate) enum ObserveError {
+    #[error(transparent)]
+    Network(#[from] NetworkError),
+    #[error(transparent)]
+    Nft(#[from] NftError),
+    #[error(transparent)]
+    Programs(#[from] ProgramsError),
+    #[error(
+        "egress IP {0} has no index on this node: at most as many are possible as the mark mask has room for"
+    )]
+    NoEgressIndex(IpAddr),
+}
+
+pub(crate) fn map_error(name: &'static str) -> impl FnOnce(aya::maps::MapError) -> ProgramsError {
+    move |source| ProgramsError::Map { name, source }
+}
+
+/// Notes a failure with everything that led to it.
+fn fail(report: &mut Report, object: &str, error: &dyn std::error::Error) {
+    report.failures.push(Failure {
+        object: object.to_owned(),
+        message: chain(error),
+    });
+}
+
+/// An error and its sources in one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        source = error.source();
+    }
+    text
+}
+
+fn ipv4(address: IpAddr) -> Option<Ipv4Addr> {
+    match address {
+        IpAddr::V4(address) => Some(address),
+        IpAddr::V6(_) => None,
+    }
+}
+
+/// The IPv4 ranges, merged: an interval set takes no overlap.
+fn without_overlap(ranges: &BTreeSet<IpNet>) -> BTreeSet<IpNet> {
+    let ipv4: Vec<Ipv4Net> = ranges
+        .iter()
+        .filter_map(|range| match range {
+            IpNet::V4(range) => Some(range.trunc()),
+            IpNet::V6(_) => None,
+        })
+        .collect();
+    Ipv4Net::aggregate(&ipv4)
+        .into_iter()
+        .map(IpNet::V4)
+        .collect()
+}

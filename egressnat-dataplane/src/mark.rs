@@ -1,0 +1,105 @@
+//! The bits of the packet mark that are ours.
+
+use std::fmt;
+
+use thiserror::Error;
+
+/// A mask that cannot be used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[error("mark mask {0:#x} needs at least 4 bits in one piece: use a mask such as {default}", default = MarkMask::DEFAULT)]
+pub struct InvalidMarkMask(u32);
+
+/// The bits of the packet mark that egressnat uses; all others stay as they are.
+///
+/// The highest bit says "into the tunnel", the others are a small index that means something on this node only: 1 keeps
+/// the pod's address, from 2 on one per egress IP.
+///
+/// The default `0x07ff0000` has room for 1,022 egress IPs a node. It leaves kube-proxy's `0x4000` and `0x8000` alone, and
+/// the low bits that CNIs and meshes like. Calico's and Cilium's defaults reach into the upper half: give a mask that
+/// they are told to leave free.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MarkMask(u32);
+
+impl MarkMask {
+    /// See the type.
+    pub const DEFAULT: MarkMask = MarkMask(0x07ff_0000);
+
+    /// A mask of one piece with at least 4 bits.
+    ///
+    /// # Errors
+    ///
+    /// Fewer bits, or bits with a gap.
+    pub fn new(mask: u32) -> Result<Self, InvalidMarkMask> {
+        let bits = mask.count_ones();
+        let in_one_piece = bits + mask.leading_zeros() + mask.trailing_zeros() == u32::BITS;
+        if bits >= 4 && in_one_piece {
+            Ok(Self(mask))
+        } else {
+            Err(InvalidMarkMask(mask))
+        }
+    }
+
+    /// All our bits.
+    pub fn mask(self) -> u32 {
+        self.0
+    }
+
+    /// The bit that sends a packet into the tunnel.
+    pub fn tunnel(self) -> u32 {
+        1 << (u32::BITS - 1 - self.0.leading_zeros())
+    }
+
+    pub(crate) fn shift(self) -> u32 {
+        self.0.trailing_zeros()
+    }
+
+    /// The mark of packets whose address a policy keeps.
+    pub(crate) fn keep(self) -> u32 {
+        self.of_index(crate::maps::KEEP)
+    }
+
+    /// The mark, without the tunnel bit, of an egress index.
+    pub(crate) fn of_index(self, index: u32) -> u32 {
+        index << self.shift()
+    }
+
+    /// The largest egress index that fits.
+    pub(crate) fn max_index(self) -> u32 {
+        (1 << (self.0.count_ones() - 1)) - 1
+    }
+}
+
+impl Default for MarkMask {
+    fn default() -> Self {
+        Self::DEFAULT
+    }
+}
+
+impl fmt::Display for MarkMask {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#010x}", self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mask_is_one_piece_of_at_least_four_bits() {
+        for mask in [0x07ff_0000, 0xf, 0xf000_0000, u32::MAX] {
+            assert!(MarkMask::new(mask).is_ok(), "{mask:#x}");
+        }
+        for mask in [0, 0x7, 0xf0f0, 0x8000_0001] {
+            assert!(MarkMask::new(mask).is_err(), "{mask:#x}");
+        }
+    }
+
+    #[test]
+    fn the_default_has_a_tunnel_bit_and_1022_egress_ips() {
+        let mark = MarkMask::default();
+        assert_eq!(mark.tunnel(), 0x0400_0000);
+        assert_eq!(mark.max_index() - crate::maps::KEEP, 1022);
+        assert_eq!(mark.of_index(2), 0x0002_0000);
+    }
+}

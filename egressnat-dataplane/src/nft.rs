@@ -1,0 +1,13 @@
+//! nftables over netlink: the few messages that the packet path needs.
+//!
+//! Everything goes into one batch, which the kernel takes whole or not at all.
+
+mod batch;
+mod expr;
+mod query;
+mod ruleset;
+mod set;
+
+pub use batch::NftError;
+pub(crate) use ruleset::Ruleset;
+pub(crate) use set::{Elements, SetName};

@@ -1,0 +1,273 @@
+//! Rules as lists of expressions. Only what our rules need, each by the name and attributes that libnftnl knows.
+
+use std::ffi::{CStr, CString};
+use std::ptr::NonNull;
+
+use nftnl::expr::Expression;
+use nftnl::{Chain, Rule};
+use nftnl_sys as sys;
+
+enum Value {
+    U32(u32),
+    Data(Vec<u8>),
+    Text(CString),
+}
+
+/// One expression.
+pub(super) struct Expr {
+    name: &'static CStr,
+    attributes: Vec<(u16, Value)>,
+}
+
+impl Expression for Expr {
+    fn to_expr(&self, _rule: &Rule<'_>) -> NonNull<sys::nftnl_expr> {
+        // SAFETY: the name is a C string; every setter copies what it is given; the rule takes ownership of the result.
+        unsafe {
+            let expr = NonNull::new(sys::nftnl_expr_alloc(self.name.as_ptr()))
+                .expect("libnftnl knows every expression named here");
+            for (attribute, value) in &self.attributes {
+                match value {
+                    Value::U32(number) => {
+                        sys::nftnl_expr_set_u32(expr.as_ptr(), *attribute, *number)
+                    }
+                    Value::Data(data) => {
+                        sys::nftnl_expr_set(
+                            expr.as_ptr(),
+                            *attribute,
+                            data.as_ptr().cast(),
+                            data.len() as u32,
+                        );
+                    }
+                    Value::Text(text) => {
+                        sys::nftnl_expr_set_str(expr.as_ptr(), *attribute, text.as_ptr());
+                    }
+                }
+            }
+            expr
+        }
+    }
+}
+
+/// The register all our rules work in: 128 bits wide, so that one is enough.
+const REGISTER: u32 = libc::NFT_REG_1 as u32;
+
+fn expr(name: &'static CStr, attributes: Vec<(u32, Value)>) -> Expr {
+    let attributes = attributes
+        .into_iter()
+        .map(|(attribute, value)| (attribute as u16, value))
+        .collect();
+    Expr { name, attributes }
+}
+
+fn load_payload(base: i32, offset: u32, length: u32) -> Expr {
+    expr(
+        c"payload",
+        vec![
+            (sys::NFTNL_EXPR_PAYLOAD_DREG, Value::U32(REGISTER)),
+            (sys::NFTNL_EXPR_PAYLOAD_BASE, Value::U32(base as u32)),
+            (sys::NFTNL_EXPR_PAYLOAD_OFFSET, Value::U32(offset)),
+            (sys::NFTNL_EXPR_PAYLOAD_LEN, Value::U32(length)),
+        ],
+    )
+}
+
+/// `ip saddr`
+pub(super) fn source() -> Expr {
+    load_payload(libc::NFT_PAYLOAD_NETWORK_HEADER, 12, 4)
+}
+
+/// `ip daddr`
+pub(super) fn destination() -> Expr {
+    load_payload(libc::NFT_PAYLOAD_NETWORK_HEADER, 16, 4)
+}
+
+/// `th dport`
+pub(super) fn destination_port() -> Expr {
+    load_payload(libc::NFT_PAYLOAD_TRANSPORT_HEADER, 2, 2)
+}
+
+fn load_meta(key: i32) -> Expr {
+    expr(
+        c"meta",
+        vec![
+            (sys::NFTNL_EXPR_META_KEY, Value::U32(key as u32)),
+            (sys::NFTNL_EXPR_META_DREG, Value::U32(REGISTER)),
+        ],
+    )
+}
+
+/// `meta mark`
+pub(super) fn mark() -> Expr {
+    load_meta(libc::NFT_META_MARK)
+}
+
+/// `meta l4proto`
+pub(super) fn protocol() -> Expr {
+    load_meta(libc::NFT_META_L4PROTO)
+}
+
+/// `meta mark set`
+pub(super) fn set_mark() -> Expr {
+    expr(
+        c"meta",
+        vec![
+            (
+                sys::NFTNL_EXPR_META_KEY,
+                Value::U32(libc::NFT_META_MARK as u32),
+            ),
+            (sys::NFTNL_EXPR_META_SREG, Value::U32(REGISTER)),
+        ],
+    )
+}
+
+fn load_ct(key: i32) -> Expr {
+    expr(
+        c"ct",
+        vec![
+            (sys::NFTNL_EXPR_CT_KEY, Value::U32(key as u32)),
+            (sys::NFTNL_EXPR_CT_DREG, Value::U32(REGISTER)),
+        ],
+    )
+}
+
+/// `ct direction`
+pub(super) fn ct_direction() -> Expr {
+    load_ct(libc::NFT_CT_DIRECTION)
+}
+
+/// `ct state`
+pub(super) fn ct_state() -> Expr {
+    load_ct(libc::NFT_CT_STATE)
+}
+
+/// `& mask`, of a number in host byte order.
+pub(super) fn and(mask: u32) -> Expr {
+    expr(
+        c"bitwise",
+        vec![
+            (sys::NFTNL_EXPR_BITWISE_SREG, Value::U32(REGISTER)),
+            (sys::NFTNL_EXPR_BITWISE_DREG, Value::U32(REGISTER)),
+            (sys::NFTNL_EXPR_BITWISE_LEN, Value::U32(4)),
+            (
+                sys::NFTNL_EXPR_BITWISE_MASK,
+                Value::Data(mask.to_ne_bytes().into()),
+            ),
+            (sys::NFTNL_EXPR_BITWISE_XOR, Value::Data(vec![0; 4])),
+        ],
+    )
+}
+
+fn compare(operator: i32, data: &[u8]) -> Expr {
+    expr(
+        c"cmp",
+        vec![
+            (sys::NFTNL_EXPR_CMP_SREG, Value::U32(REGISTER)),
+            (sys::NFTNL_EXPR_CMP_OP, Value::U32(operator as u32)),
+            (sys::NFTNL_EXPR_CMP_DATA, Value::Data(data.into())),
+        ],
+    )
+}
+
+/// `== data`
+pub(super) fn is(data: &[u8]) -> Expr {
+    compare(libc::NFT_CMP_EQ, data)
+}
+
+/// `!= data`
+pub(super) fn is_not(data: &[u8]) -> Expr {
+    compare(libc::NFT_CMP_NEQ, data)
+}
+
+fn lookup(set: &CStr, extra: Option<(u32, u32)>) -> Expr {
+    let mut attributes = vec![
+        (sys::NFTNL_EXPR_LOOKUP_SREG, Value::U32(REGISTER)),
+        (sys::NFTNL_EXPR_LOOKUP_SET, Value::Text(set.into())),
+    ];
+    attributes.extend(extra.map(|(attribute, value)| (attribute, Value::U32(value))));
+    expr(c"lookup", attributes)
+}
+
+/// `@set`
+pub(super) fn is_in(set: &CStr) -> Expr {
+    lookup(set, None)
+}
+
+/// `!= @set`
+pub(super) fn is_not_in(set: &CStr) -> Expr {
+    lookup(
+        set,
+        Some((sys::NFTNL_EXPR_LOOKUP_FLAGS, libc::NFT_LOOKUP_F_INV as u32)),
+    )
+}
+
+/// `map @set`
+pub(super) fn map(set: &CStr) -> Expr {
+    lookup(set, Some((sys::NFTNL_EXPR_LOOKUP_DREG, REGISTER)))
+}
+
+/// `snat to` the loaded address
+pub(super) fn snat() -> Expr {
+    expr(
+        c"nat",
+        vec![
+            (
+                sys::NFTNL_EXPR_NAT_TYPE,
+                Value::U32(libc::NFT_NAT_SNAT as u32),
+            ),
+            (
+                sys::NFTNL_EXPR_NAT_FAMILY,
+                Value::U32(libc::NFPROTO_IPV4 as u32),
+            ),
+            (sys::NFTNL_EXPR_NAT_REG_ADDR_MIN, Value::U32(REGISTER)),
+        ],
+    )
+}
+
+/// `masquerade`
+pub(super) fn masquerade() -> Expr {
+    expr(c"masq", vec![])
+}
+
+/// `notrack`
+pub(super) fn notrack() -> Expr {
+    expr(c"notrack", vec![])
+}
+
+/// `counter`
+pub(super) fn counter() -> Expr {
+    expr(c"counter", vec![])
+}
+
+fn verdict(code: i32) -> Expr {
+    expr(
+        c"immediate",
+        vec![
+            (
+                sys::NFTNL_EXPR_IMM_DREG,
+                Value::U32(libc::NFT_REG_VERDICT as u32),
+            ),
+            (sys::NFTNL_EXPR_IMM_VERDICT, Value::U32(code as u32)),
+        ],
+    )
+}
+
+/// `accept`
+pub(super) fn accept() -> Expr {
+    verdict(libc::NF_ACCEPT)
+}
+
+/// `drop`
+pub(super) fn drop_packet() -> Expr {
+    verdict(libc::NF_DROP)
+}
+
+/// A rule with its comment.
+pub(super) fn rule<'a>(chain: &'a Chain<'_>, comment: &CStr, exprs: &[Expr]) -> Rule<'a> {
+    let mut rule = Rule::new(chain);
+    for expr in exprs {
+        rule.add_expr(expr);
+    }
+    rule.set_comment(comment)
+        .expect("our comments are shorter than the limit of 256 bytes");
+    rule
+}

@@ -1,0 +1,222 @@
+//! Reading back what the kernel has.
+
+use std::collections::BTreeSet;
+use std::ffi::{CString, c_char, c_void};
+use std::io;
+use std::net::Ipv4Addr;
+
+use ipnet::Ipv4Net;
+use nftnl_sys as sys;
+
+use super::batch::NftError;
+use super::ruleset::{FAMILY, TABLE};
+use super::set::{Elements, SetName};
+
+/// One element as the kernel tells it.
+struct Element {
+    key: [u8; 4],
+    data: Option<[u8; 4]>,
+    is_end: bool,
+}
+
+/// The addresses of a plain set.
+pub(super) fn addresses(name: SetName) -> Result<BTreeSet<Ipv4Addr>, NftError> {
+    Ok(elements(name)?
+        .into_iter()
+        .map(|element| Ipv4Addr::from(element.key))
+        .collect())
+}
+
+/// The mappings of a map: mark and address.
+pub(super) fn mappings(name: SetName) -> Result<BTreeSet<(u32, Ipv4Addr)>, NftError> {
+    let mapping = |element: Element| {
+        let data = element.data?;
+        Some((u32::from_ne_bytes(element.key), Ipv4Addr::from(data)))
+    };
+    Ok(elements(name)?.into_iter().filter_map(mapping).collect())
+}
+
+/// The ranges of an interval set.
+pub(super) fn ranges(name: SetName) -> Result<BTreeSet<Ipv4Net>, NftError> {
+    let (mut starts, mut ends) = (BTreeSet::new(), BTreeSet::new());
+    for element in elements(name)? {
+        let side = if element.is_end {
+            &mut ends
+        } else {
+            &mut starts
+        };
+        side.insert(u64::from(u32::from_be_bytes(element.key)));
+    }
+    let mut ranges = BTreeSet::new();
+    for start in starts {
+        let end = ends.range(start + 1..).next().copied().unwrap_or(1 << 32);
+        let (first, last) = (
+            Ipv4Addr::from(start as u32),
+            Ipv4Addr::from((end - 1) as u32),
+        );
+        ranges.extend(ipnet::Ipv4Subnets::new(first, last, 0));
+    }
+    Ok(ranges)
+}
+
+fn elements(name: SetName) -> Result<Vec<Element>, NftError> {
+    let set = Elements::of(name);
+    let mut buffer = vec![0u8; 4096];
+    // SAFETY: the request fits: a header and two names.
+    let request = unsafe {
+        let header = sys::nftnl_nlmsg_build_hdr(
+            buffer.as_mut_ptr().cast::<c_char>(),
+            libc::NFT_MSG_GETSETELEM as u16,
+            FAMILY as u16,
+            libc::NLM_F_DUMP as u16,
+            1,
+        );
+        sys::nftnl_set_elems_nlmsg_build_payload(header, set.as_ptr());
+        &buffer[..(*header).nlmsg_len as usize]
+    };
+    let mut elements = Vec::new();
+    ask(request, |message| {
+        // SAFETY: `message` is one whole netlink message; the set it is parsed into is freed below.
+        unsafe {
+            let parsed = sys::nftnl_set_alloc();
+            if sys::nftnl_set_elems_nlmsg_parse(message, parsed) >= 0 {
+                sys::nftnl_set_elem_foreach(parsed, Some(collect), (&raw mut elements).cast());
+            }
+            sys::nftnl_set_free(parsed);
+        }
+    })?;
+    Ok(elements)
+}
+
+/// Copies one element into the `Vec<Element>` behind `into`.
+unsafe extern "C" fn collect(element: *mut sys::nftnl_set_elem, into: *mut c_void) -> i32 {
+    // SAFETY: libnftnl hands out a valid element and our own pointer; a value is as long as it says.
+    unsafe {
+        let elements = &mut *into.cast::<Vec<Element>>();
+        let value = |attribute: u32| {
+            let mut length = 0u32;
+            let bytes =
+                sys::nftnl_set_elem_get(element, attribute as u16, &raw mut length).cast::<u8>();
+            (!bytes.is_null() && length == 4).then(|| *bytes.cast::<[u8; 4]>())
+        };
+        let flags = match sys::nftnl_set_elem_is_set(element, sys::NFTNL_SET_ELEM_FLAGS as u16) {
+            true => sys::nftnl_set_elem_get_u32(element, sys::NFTNL_SET_ELEM_FLAGS as u16),
+            false => 0,
+        };
+        if let Some(key) = value(sys::NFTNL_SET_ELEM_KEY) {
+            elements.push(Element {
+                key,
+                data: value(sys::NFTNL_SET_ELEM_DATA),
+                is_end: flags & libc::NFT_SET_ELEM_INTERVAL_END as u32 != 0,
+            });
+        }
+    }
+    0
+}
+
+/// The userdata of our table, if there is a table: it names the layout.
+pub(super) fn table_userdata() -> Result<Option<Vec<u8>>, NftError> {
+    let mut buffer = vec![0u8; 4096];
+    // SAFETY: the request fits; the table is freed after its name was copied.
+    let request = unsafe {
+        let table = sys::nftnl_table_alloc();
+        sys::nftnl_table_set_str(table, sys::NFTNL_TABLE_NAME as u16, TABLE.as_ptr());
+        let header = sys::nftnl_nlmsg_build_hdr(
+            buffer.as_mut_ptr().cast::<c_char>(),
+            libc::NFT_MSG_GETTABLE as u16,
+            FAMILY as u16,
+            libc::NLM_F_ACK as u16,
+            1,
+        );
+        sys::nftnl_table_nlmsg_build_payload(header, table);
+        sys::nftnl_table_free(table);
+        &buffer[..(*header).nlmsg_len as usize]
+    };
+    let mut userdata = None;
+    let asked = ask(request, |message| {
+        // SAFETY: as in `elements`.
+        unsafe {
+            let table = sys::nftnl_table_alloc();
+            if sys::nftnl_table_nlmsg_parse(message, table) >= 0 {
+                let mut length = 0u32;
+                let bytes = sys::nftnl_table_get_data(
+                    table,
+                    sys::NFTNL_TABLE_USERDATA as u16,
+                    &raw mut length,
+                );
+                userdata = Some(match bytes.is_null() {
+                    true => Vec::new(),
+                    false => {
+                        std::slice::from_raw_parts(bytes.cast::<u8>(), length as usize).to_vec()
+                    }
+                });
+            }
+            sys::nftnl_table_free(table);
+        }
+    });
+    match asked {
+        Err(NftError::Refused { source, .. }) if source.raw_os_error() == Some(libc::ENOENT) => {
+            Ok(None)
+        }
+        Err(error) => Err(error),
+        Ok(()) => Ok(userdata),
+    }
+}
+
+/// Sends one request and hands every message of the answer to `each`.
+fn ask(request: &[u8], mut each: impl FnMut(*const libc::nlmsghdr)) -> Result<(), NftError> {
+    let socket = mnl::Socket::new(mnl::Bus::Netfilter).map_err(NftError::Socket)?;
+    let bytes = request.len();
+    socket
+        .send(request)
+        .map_err(|source| NftError::Send { bytes, source })?;
+    // Aligned for the headers in it.
+    let mut buffer = vec![0u64; 1 << 13];
+    loop {
+        // SAFETY: the same memory as bytes.
+        let view = unsafe {
+            std::slice::from_raw_parts_mut(buffer.as_mut_ptr().cast::<u8>(), buffer.len() * 8)
+        };
+        let length = socket.recv_raw(view).map_err(NftError::Receive)?;
+        let mut at = 0;
+        while at + size_of::<libc::nlmsghdr>() <= length {
+            // SAFETY: a header fits, and messages are aligned to 4 bytes, as the header needs.
+            let header = unsafe { &*view.as_ptr().add(at).cast::<libc::nlmsghdr>() };
+            match i32::from(header.nlmsg_type) {
+                libc::NLMSG_DONE => return Ok(()),
+                libc::NLMSG_ERROR => {
+                    let code = view
+                        .get(at + 16..at + 20)
+                        .map_or(0, |c| i32::from_ne_bytes([c[0], c[1], c[2], c[3]]));
+                    return match code {
+                        0 => Ok(()),
+                        _ => Err(NftError::Refused {
+                            what: "a query".to_owned(),
+                            source: io::Error::from_raw_os_error(-code),
+                        }),
+                    };
+                }
+                _ => each(header),
+            }
+            at += (header.nlmsg_len as usize).max(16).next_multiple_of(4);
+        }
+    }
+}
+
+/// The comment of a table as userdata.
+pub(super) fn comment_userdata(comment: &CString) -> Vec<u8> {
+    // SAFETY: the buffer is freed after its content was copied.
+    unsafe {
+        let userdata = sys::nftnl_udata_buf_alloc(256);
+        sys::nftnl_udata_put_strz(
+            userdata,
+            sys::NFTNL_UDATA_TABLE_COMMENT as u8,
+            comment.as_ptr(),
+        );
+        let bytes = sys::nftnl_udata_buf_data(userdata).cast::<u8>();
+        let copy =
+            std::slice::from_raw_parts(bytes, sys::nftnl_udata_buf_len(userdata) as usize).to_vec();
+        sys::nftnl_udata_buf_free(userdata);
+        copy
+    }
+}

@@ -1,0 +1,288 @@
+//! Our table: made whole once per layout; afterwards only elements change.
+
+use std::collections::BTreeSet;
+use std::ffi::{CStr, CString, c_char, c_void};
+use std::net::Ipv4Addr;
+
+use ipnet::Ipv4Net;
+use nftnl::{Batch, Chain, ChainType, Hook, MsgType, NlMsg, Policy, ProtoFamily, Table};
+use nftnl_sys as sys;
+
+use super::batch::{NftError, commit};
+use super::expr::{self, rule};
+use super::query;
+use super::set::{Change, Elements, SetName};
+use crate::mark::MarkMask;
+
+/// The table, family ip.
+pub(crate) const TABLE: &CStr = c"egressnat";
+pub(super) const FAMILY: ProtoFamily = ProtoFamily::Ipv4;
+
+/// Counts up with every change of chains, rules or sets: a table of another layout is replaced in one batch.
+const LAYOUT: u32 = 1;
+
+/// Priorities at the hooks (netfilter's `nf_ip_hook_priorities`).
+const RAW: i32 = -300;
+/// After connection tracking (-200), where `ct` can be read.
+const MANGLE: i32 = -150;
+/// Before other source NAT (100): what we decide is decided.
+const BEFORE_SRCNAT: i32 = 95;
+
+/// `ct state` bits.
+const CT_INVALID_OR_NEW: u32 = 1 | 8;
+const CT_DIRECTION_REPLY: u8 = 1;
+
+/// The table as it should be: which bits and which port its rules name.
+#[derive(Debug, Clone)]
+pub(crate) struct Ruleset {
+    mark: MarkMask,
+    tunnel_port: u16,
+}
+
+impl Ruleset {
+    pub(crate) fn new(mark: MarkMask, tunnel_port: u16) -> Self {
+        Self { mark, tunnel_port }
+    }
+
+    fn comment(&self) -> CString {
+        let text = format!(
+            "egressnat layout {LAYOUT}, mark {}, port {}: egress NAT gateway, written by egressnat-agent",
+            self.mark, self.tunnel_port
+        );
+        CString::new(text).expect("no NUL in it")
+    }
+
+    /// Makes the table unless it is there in this very layout. Returns whether it was made.
+    pub(crate) fn ensure(&self) -> Result<bool, NftError> {
+        let comment = query::comment_userdata(&self.comment());
+        if query::table_userdata()?.is_some_and(|userdata| userdata == comment) {
+            return Ok(false);
+        }
+        let mut batch = Batch::new();
+        // Add before delete: deleting what is not there would fail the batch.
+        batch.add(&Named(&[]), MsgType::Add);
+        batch.add(&Named(&[]), MsgType::Del);
+        batch.add(&Named(&comment), MsgType::Add);
+        for name in SetName::ALL {
+            batch.add(&Elements::of(name), MsgType::Add);
+        }
+        let table = Table::new(TABLE, FAMILY);
+        self.raw_chains(&table, &mut batch);
+        self.prerouting_chain(&table, &mut batch);
+        self.postrouting_chain(&table, &mut batch);
+        commit(&batch.finalize(), "table ip egressnat")?;
+        Ok(true)
+    }
+
+    fn raw_chains(&self, table: &Table, batch: &mut Batch) {
+        for (name, hook) in [(c"tunnel_in", Hook::PreRouting), (c"tunnel_out", Hook::Out)] {
+            let chain = base_chain(name, table, ChainType::Filter, hook, RAW, batch);
+            let exprs = [
+                expr::protocol(),
+                expr::is(&[libc::IPPROTO_UDP as u8]),
+                expr::destination_port(),
+                expr::is(&self.tunnel_port.to_be_bytes()),
+                expr::notrack(),
+            ];
+            batch.add(
+                &rule(
+                    &chain,
+                    c"tunnel packets need no connection tracking",
+                    &exprs,
+                ),
+                MsgType::Add,
+            );
+        }
+    }
+
+    fn prerouting_chain(&self, table: &Table, batch: &mut Batch) {
+        let chain = base_chain(
+            c"prerouting",
+            table,
+            ChainType::Filter,
+            Hook::PreRouting,
+            MANGLE,
+            batch,
+        );
+        let replies = [
+            expr::ct_direction(),
+            expr::is(&[CT_DIRECTION_REPLY]),
+            expr::mark(),
+            expr::and(!self.mark.mask()),
+            expr::set_mark(),
+        ];
+        let comment = c"replies of connections that came in from outside are not egress";
+        batch.add(&rule(&chain, comment, &replies), MsgType::Add);
+        let inbound = [
+            expr::destination(),
+            expr::is_in(SetName::FloatingIps.as_cstr()),
+            expr::ct_state(),
+            expr::and(CT_INVALID_OR_NEW),
+            expr::is_not(&0u32.to_ne_bytes()),
+            expr::counter(),
+            expr::drop_packet(),
+        ];
+        let comment = c"floating IPs take no new connections and answer no unknown flow";
+        batch.add(&rule(&chain, comment, &inbound), MsgType::Add);
+    }
+
+    fn postrouting_chain(&self, table: &Table, batch: &mut Batch) {
+        let chain = base_chain(
+            c"postrouting",
+            table,
+            ChainType::Nat,
+            Hook::PostRouting,
+            BEFORE_SRCNAT,
+            batch,
+        );
+        let mut add = |comment: &CStr, exprs: &[expr::Expr]| {
+            batch.add(&rule(&chain, comment, exprs), MsgType::Add)
+        };
+        let ours = self.mark.mask();
+        add(
+            c"on the way to the gateway node: translated there",
+            &[
+                expr::mark(),
+                expr::and(self.mark.tunnel()),
+                expr::is_not(&0u32.to_ne_bytes()),
+                expr::counter(),
+                expr::accept(),
+            ],
+        );
+        add(
+            c"a policy keeps the pod's address",
+            &[
+                expr::mark(),
+                expr::and(ours),
+                expr::is(&self.mark.keep().to_ne_bytes()),
+                expr::counter(),
+                expr::accept(),
+            ],
+        );
+        add(
+            c"leaves with its egress IP",
+            &[
+                expr::mark(),
+                expr::and(ours),
+                expr::map(SetName::EgressIps.as_cstr()),
+                expr::counter(),
+                expr::snat(),
+            ],
+        );
+        add(
+            c"its egress IP is not on this node (any more): never leaves with another address",
+            &[
+                expr::mark(),
+                expr::and(ours),
+                expr::is_not(&0u32.to_ne_bytes()),
+                expr::counter(),
+                expr::drop_packet(),
+            ],
+        );
+        add(
+            c"all else of this node's pods leaves with the node's address",
+            &[
+                expr::source(),
+                expr::is_in(SetName::PodRanges.as_cstr()),
+                expr::destination(),
+                expr::is_not_in(SetName::InternalRanges.as_cstr()),
+                expr::counter(),
+                expr::masquerade(),
+            ],
+        );
+    }
+
+    /// Removes the table. Returns whether there was one.
+    pub(crate) fn remove() -> Result<bool, NftError> {
+        if query::table_userdata()?.is_none() {
+            return Ok(false);
+        }
+        let mut batch = Batch::new();
+        batch.add(&Named(&[]), MsgType::Del);
+        commit(&batch.finalize(), "the removal of table ip egressnat")?;
+        Ok(true)
+    }
+
+    /// Changes elements, removals first, all in one batch.
+    pub(crate) fn change(
+        removed: &[Elements],
+        added: &[Elements],
+        what: &str,
+    ) -> Result<(), NftError> {
+        let mut batch = Batch::new();
+        for elements in removed {
+            elements.add_to(&mut batch, Change::Remove);
+        }
+        for elements in added {
+            elements.add_to(&mut batch, Change::Add);
+        }
+        commit(&batch.finalize(), what)
+    }
+
+    /// The ranges in an interval set now.
+    pub(crate) fn ranges(name: SetName) -> Result<BTreeSet<Ipv4Net>, NftError> {
+        query::ranges(name)
+    }
+
+    /// The addresses in a set now.
+    pub(crate) fn addresses(name: SetName) -> Result<BTreeSet<Ipv4Addr>, NftError> {
+        query::addresses(name)
+    }
+
+    /// The mappings in a map now.
+    pub(crate) fn mappings(name: SetName) -> Result<BTreeSet<(u32, Ipv4Addr)>, NftError> {
+        query::mappings(name)
+    }
+}
+
+fn base_chain<'a>(
+    name: &CStr,
+    table: &'a Table,
+    kind: ChainType,
+    hook: Hook,
+    priority: i32,
+    batch: &mut Batch,
+) -> Chain<'a> {
+    let mut chain = Chain::new(name, table);
+    chain.set_type(kind);
+    chain.set_hook(hook, priority);
+    chain.set_policy(Policy::Accept);
+    batch.add(&chain, MsgType::Add);
+    chain
+}
+
+/// Our table with userdata, which `nftnl::Table` cannot carry.
+struct Named<'a>(&'a [u8]);
+
+// SAFETY: writes one message into a buffer that nftnl made large enough for one.
+unsafe impl NlMsg for Named<'_> {
+    unsafe fn write(&self, buffer: *mut c_void, sequence: u32, message: MsgType) {
+        let (kind, flags) = match message {
+            MsgType::Add => (libc::NFT_MSG_NEWTABLE, libc::NLM_F_CREATE),
+            MsgType::Del => (libc::NFT_MSG_DELTABLE, 0),
+        };
+        // SAFETY: the table is freed after the message was written; the setters copy.
+        unsafe {
+            let table = sys::nftnl_table_alloc();
+            sys::nftnl_table_set_u32(table, sys::NFTNL_TABLE_FAMILY as u16, FAMILY as u32);
+            sys::nftnl_table_set_str(table, sys::NFTNL_TABLE_NAME as u16, TABLE.as_ptr());
+            if !self.0.is_empty() {
+                sys::nftnl_table_set_data(
+                    table,
+                    sys::NFTNL_TABLE_USERDATA as u16,
+                    self.0.as_ptr().cast(),
+                    self.0.len() as u32,
+                );
+            }
+            let header = sys::nftnl_nlmsg_build_hdr(
+                buffer.cast::<c_char>(),
+                kind as u16,
+                FAMILY as u16,
+                flags as u16,
+                sequence,
+            );
+            sys::nftnl_table_nlmsg_build_payload(header, table);
+            sys::nftnl_table_free(table);
+        }
+    }
+}

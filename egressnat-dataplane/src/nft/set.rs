@@ -1,0 +1,268 @@
+//! Sets and maps: their declaration, and elements as messages of a batch.
+
+use std::cell::Cell;
+use std::ffi::{CStr, c_char, c_void};
+use std::net::Ipv4Addr;
+use std::ptr::NonNull;
+
+use ipnet::Ipv4Net;
+use nftnl::{Batch, MsgType, NlMsg};
+use nftnl_sys as sys;
+
+use super::ruleset::{FAMILY, TABLE};
+
+/// Types as nft numbers them (nft's `datatype.h`): what `nft list` prints elements by.
+const TYPE_IPV4_ADDR: u32 = 7;
+const TYPE_MARK: u32 = 19;
+
+/// Byte order of keys and data, for `nft list` to print numbers the right way round.
+const HOST_ORDER: u32 = 1;
+const NETWORK_ORDER: u32 = 2;
+
+/// The sets of our table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum SetName {
+    /// Ranges of this node's pods.
+    PodRanges,
+    /// Ranges inside the cluster.
+    InternalRanges,
+    /// Floating IPs that this node holds.
+    FloatingIps,
+    /// Mark → egress IP.
+    EgressIps,
+}
+
+impl SetName {
+    pub(super) const ALL: [SetName; 4] = [
+        SetName::PodRanges,
+        SetName::InternalRanges,
+        SetName::FloatingIps,
+        SetName::EgressIps,
+    ];
+
+    pub(super) fn as_cstr(self) -> &'static CStr {
+        match self {
+            SetName::PodRanges => c"pod_ranges",
+            SetName::InternalRanges => c"internal_ranges",
+            SetName::FloatingIps => c"floating_ips",
+            SetName::EgressIps => c"egress_ips",
+        }
+    }
+
+    fn comment(self) -> &'static CStr {
+        match self {
+            SetName::PodRanges => c"pods of this node: masqueraded unless decided otherwise",
+            SetName::InternalRanges => c"pod, service and node addresses: never masqueraded",
+            SetName::FloatingIps => c"floating IPs on this node: no new inbound connections",
+            SetName::EgressIps => c"mark to egress IP, for floating IPs on this node",
+        }
+    }
+
+    fn flags(self) -> u32 {
+        match self {
+            SetName::PodRanges | SetName::InternalRanges => libc::NFT_SET_INTERVAL as u32,
+            SetName::FloatingIps => 0,
+            SetName::EgressIps => libc::NFT_SET_MAP as u32,
+        }
+    }
+}
+
+/// A set with some elements: in a batch it stands for its declaration or, by [`Elements::add_to`], for the elements.
+pub(crate) struct Elements {
+    set: NonNull<sys::nftnl_set>,
+}
+
+impl Elements {
+    /// No elements yet.
+    pub(crate) fn of(name: SetName) -> Self {
+        let is_map = name == SetName::EgressIps;
+        // SAFETY: a fresh set; every setter copies what it is given; the userdata buffer is freed after it was copied.
+        unsafe {
+            let set =
+                NonNull::new(sys::nftnl_set_alloc()).expect("allocation of a few hundred bytes");
+            let raw = set.as_ptr();
+            sys::nftnl_set_set_u32(raw, sys::NFTNL_SET_FAMILY as u16, FAMILY as u32);
+            sys::nftnl_set_set_str(raw, sys::NFTNL_SET_TABLE as u16, TABLE.as_ptr());
+            sys::nftnl_set_set_str(raw, sys::NFTNL_SET_NAME as u16, name.as_cstr().as_ptr());
+            sys::nftnl_set_set_u32(raw, sys::NFTNL_SET_ID as u16, name as u32 + 1);
+            sys::nftnl_set_set_u32(raw, sys::NFTNL_SET_FLAGS as u16, name.flags());
+            let key = if is_map { TYPE_MARK } else { TYPE_IPV4_ADDR };
+            sys::nftnl_set_set_u32(raw, sys::NFTNL_SET_KEY_TYPE as u16, key);
+            sys::nftnl_set_set_u32(raw, sys::NFTNL_SET_KEY_LEN as u16, 4);
+            let userdata = sys::nftnl_udata_buf_alloc(256);
+            let order = if is_map { HOST_ORDER } else { NETWORK_ORDER };
+            sys::nftnl_udata_put_u32(userdata, sys::NFTNL_UDATA_SET_KEYBYTEORDER as u8, order);
+            if is_map {
+                sys::nftnl_set_set_u32(raw, sys::NFTNL_SET_DATA_TYPE as u16, TYPE_IPV4_ADDR);
+                sys::nftnl_set_set_u32(raw, sys::NFTNL_SET_DATA_LEN as u16, 4);
+                sys::nftnl_udata_put_u32(
+                    userdata,
+                    sys::NFTNL_UDATA_SET_DATABYTEORDER as u8,
+                    NETWORK_ORDER,
+                );
+            }
+            sys::nftnl_udata_put_strz(
+                userdata,
+                sys::NFTNL_UDATA_SET_COMMENT as u8,
+                name.comment().as_ptr(),
+            );
+            sys::nftnl_set_set_data(
+                raw,
+                sys::NFTNL_SET_USERDATA as u16,
+                sys::nftnl_udata_buf_data(userdata),
+                sys::nftnl_udata_buf_len(userdata),
+            );
+            sys::nftnl_udata_buf_free(userdata);
+            Self { set }
+        }
+    }
+
+    /// An address.
+    pub(crate) fn address(self, address: Ipv4Addr) -> Self {
+        self.element(&address.octets(), 0, None)
+    }
+
+    /// A range, as its first address and the one after its last.
+    pub(crate) fn range(self, range: Ipv4Net) -> Self {
+        let with_start = self.element(&range.network().octets(), 0, None);
+        match u32::from(range.broadcast()).checked_add(1) {
+            Some(end) => with_start.element(
+                &end.to_be_bytes(),
+                libc::NFT_SET_ELEM_INTERVAL_END as u32,
+                None,
+            ),
+            // A range that reaches 255.255.255.255 is open at the end.
+            None => with_start,
+        }
+    }
+
+    /// A mark and the egress IP it stands for.
+    pub(crate) fn mapping(self, mark: u32, address: Ipv4Addr) -> Self {
+        self.element(&mark.to_ne_bytes(), 0, Some(&address.octets()))
+    }
+
+    fn element(self, key: &[u8], flags: u32, data: Option<&[u8]>) -> Self {
+        // SAFETY: a fresh element; the setters copy; the set owns the element once added.
+        unsafe {
+            let element = NonNull::new(sys::nftnl_set_elem_alloc())
+                .expect("allocation of a few hundred bytes")
+                .as_ptr();
+            let set = |attribute: u32, bytes: &[u8]| {
+                sys::nftnl_set_elem_set(
+                    element,
+                    attribute as u16,
+                    bytes.as_ptr().cast(),
+                    bytes.len() as u32,
+                );
+            };
+            set(sys::NFTNL_SET_ELEM_KEY, key);
+            if let Some(data) = data {
+                set(sys::NFTNL_SET_ELEM_DATA, data);
+            }
+            if flags != 0 {
+                sys::nftnl_set_elem_set_u32(element, sys::NFTNL_SET_ELEM_FLAGS as u16, flags);
+            }
+            sys::nftnl_set_elem_add(self.set.as_ptr(), element);
+        }
+        self
+    }
+
+    /// Adds these elements to the set, or takes them out, in as many messages as it takes.
+    pub(super) fn add_to(&self, batch: &mut Batch, change: Change) {
+        // SAFETY: the iterator lives until it is destroyed below, and the set longer.
+        unsafe {
+            let iterator = sys::nftnl_set_elems_iter_create(self.set.as_ptr());
+            let more = Cell::new(1);
+            while more.get() > 0 && !sys::nftnl_set_elems_iter_cur(iterator).is_null() {
+                batch.add(
+                    &Page {
+                        iterator,
+                        more: &more,
+                    },
+                    change.message(),
+                );
+            }
+            sys::nftnl_set_elems_iter_destroy(iterator);
+        }
+    }
+
+    pub(super) fn as_ptr(&self) -> *mut sys::nftnl_set {
+        self.set.as_ptr()
+    }
+}
+
+impl Drop for Elements {
+    fn drop(&mut self) {
+        // SAFETY: we own the set, and it is freed once.
+        unsafe { sys::nftnl_set_free(self.set.as_ptr()) }
+    }
+}
+
+/// What a batch does with elements.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Change {
+    /// Puts them in.
+    Add,
+    /// Takes them out.
+    Remove,
+}
+
+impl Change {
+    fn message(self) -> MsgType {
+        match self {
+            Change::Add => MsgType::Add,
+            Change::Remove => MsgType::Del,
+        }
+    }
+}
+
+// SAFETY: writes one message into a buffer that nftnl made large enough for one.
+unsafe impl NlMsg for Elements {
+    unsafe fn write(&self, buffer: *mut c_void, sequence: u32, message: MsgType) {
+        let (kind, flags) = match message {
+            MsgType::Add => (libc::NFT_MSG_NEWSET, libc::NLM_F_CREATE),
+            MsgType::Del => (libc::NFT_MSG_DELSET, 0),
+        };
+        // SAFETY: see above; the set outlives the call.
+        unsafe {
+            let header = sys::nftnl_nlmsg_build_hdr(
+                buffer.cast::<c_char>(),
+                kind as u16,
+                FAMILY as u16,
+                flags as u16,
+                sequence,
+            );
+            sys::nftnl_set_nlmsg_build_payload(header, self.set.as_ptr());
+        }
+    }
+}
+
+/// As many elements of a set as fit one message.
+struct Page<'a> {
+    iterator: *mut sys::nftnl_set_elems_iter,
+    more: &'a Cell<i32>,
+}
+
+// SAFETY: as above; the iterator is advanced by what was written.
+unsafe impl NlMsg for Page<'_> {
+    unsafe fn write(&self, buffer: *mut c_void, sequence: u32, message: MsgType) {
+        let (kind, flags) = match message {
+            MsgType::Add => (libc::NFT_MSG_NEWSETELEM, libc::NLM_F_CREATE),
+            MsgType::Del => (libc::NFT_MSG_DELSETELEM, 0),
+        };
+        // SAFETY: see above.
+        unsafe {
+            let header = sys::nftnl_nlmsg_build_hdr(
+                buffer.cast::<c_char>(),
+                kind as u16,
+                FAMILY as u16,
+                flags as u16,
+                sequence,
+            );
+            self.more.set(sys::nftnl_set_elems_nlmsg_build_payload_iter(
+                header,
+                self.iterator,
+            ));
+        }
+    }
+}
