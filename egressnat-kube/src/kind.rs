@@ -1,266 +1,150 @@
-//! The kinds of objects that egressnat reads and writes.
-
 use std::fmt;
 use std::str::FromStr;
 
-/// A kind of object.
+use thiserror::Error;
+
+/// A kind that egressnat does not know.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("unknown kind {value:?}: use one of {known}", known = known())]
+pub struct UnknownKind {
+    value: String,
+}
+
+fn known() -> String {
+    Kind::ALL.map(|kind| kind.as_str()).join(", ")
+}
+
+/// The kinds of objects that egressnat reads or writes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Kind {
-    /// `Node`, v1.
+    /// v1
     Node,
-    /// `Namespace`, v1.
+    /// v1
     Namespace,
-    /// `Pod`, v1.
+    /// v1
     Pod,
-    /// `NetworkGatewayGroup`, networking.gke.io/v1 (E1).
-    NetworkGatewayGroup,
-    /// `AnthosNetworkGateway`, networking.gke.io/v1alpha1 (E1).
-    AnthosNetworkGateway,
-    /// `NetworkGatewayNode`, networking.gke.io/v1 (E2).
-    NetworkGatewayNode,
-    /// `AnthosNetworkGatewayNode`, networking.gke.io/v1alpha1 (E2).
-    AnthosNetworkGatewayNode,
-    /// `EgressNATPolicy`, networking.gke.io/v1 and v1alpha1 (E3–E5).
-    EgressNatPolicy,
-    /// `Cluster`, baremetal.cluster.gke.io/v1 (E7).
+    /// baremetal.cluster.gke.io/v1
     Cluster,
-    /// `Lease`, coordination.k8s.io/v1.
+    /// networking.gke.io/v1
+    NetworkGatewayGroup,
+    /// networking.gke.io/v1alpha1
+    AnthosNetworkGateway,
+    /// networking.gke.io/v1
+    NetworkGatewayNode,
+    /// networking.gke.io/v1alpha1
+    AnthosNetworkGatewayNode,
+    /// networking.gke.io/v1 and v1alpha1
+    EgressNatPolicy,
+    /// coordination.k8s.io/v1
     Lease,
-    /// `Event`, v1.
+    /// v1
     Event,
 }
 
-/// Everything that names a kind, in one row.
-struct Names {
-    kind: &'static str,
-    singular: &'static str,
-    plural: &'static str,
-    short: &'static [&'static str],
-    group: &'static str,
-    versions: &'static [&'static str],
-    scope: Scope,
-}
-
-#[derive(PartialEq)]
-enum Scope {
-    Cluster,
-    Namespace,
-}
-
-const NETWORKING: &str = "networking.gke.io";
-
 impl Kind {
-    /// Every kind there is.
+    /// Every kind, in the order in which objects depend on each other.
     pub const ALL: [Kind; 11] = [
         Kind::Node,
         Kind::Namespace,
         Kind::Pod,
+        Kind::Cluster,
         Kind::NetworkGatewayGroup,
         Kind::AnthosNetworkGateway,
         Kind::NetworkGatewayNode,
         Kind::AnthosNetworkGatewayNode,
         Kind::EgressNatPolicy,
-        Kind::Cluster,
         Kind::Lease,
         Kind::Event,
     ];
 
-    fn names(self) -> Names {
-        match self {
-            Kind::Node => Names {
-                kind: "Node",
-                singular: "node",
-                plural: "nodes",
-                short: &["no"],
-                group: "",
-                versions: &["v1"],
-                scope: Scope::Cluster,
-            },
-            Kind::Namespace => Names {
-                kind: "Namespace",
-                singular: "namespace",
-                plural: "namespaces",
-                short: &["ns"],
-                group: "",
-                versions: &["v1"],
-                scope: Scope::Cluster,
-            },
-            Kind::Pod => Names {
-                kind: "Pod",
-                singular: "pod",
-                plural: "pods",
-                short: &["po"],
-                group: "",
-                versions: &["v1"],
-                scope: Scope::Namespace,
-            },
-            Kind::NetworkGatewayGroup => Names {
-                kind: "NetworkGatewayGroup",
-                singular: "networkgatewaygroup",
-                plural: "networkgatewaygroups",
-                short: &["ngg"],
-                group: NETWORKING,
-                versions: &["v1"],
-                scope: Scope::Namespace,
-            },
-            Kind::AnthosNetworkGateway => Names {
-                kind: "AnthosNetworkGateway",
-                singular: "anthosnetworkgateway",
-                plural: "anthosnetworkgateways",
-                short: &["ang"],
-                group: NETWORKING,
-                versions: &["v1alpha1"],
-                scope: Scope::Namespace,
-            },
-            Kind::NetworkGatewayNode => Names {
-                kind: "NetworkGatewayNode",
-                singular: "networkgatewaynode",
-                plural: "networkgatewaynodes",
-                short: &["ngn"],
-                group: NETWORKING,
-                versions: &["v1"],
-                scope: Scope::Namespace,
-            },
-            Kind::AnthosNetworkGatewayNode => Names {
-                kind: "AnthosNetworkGatewayNode",
-                singular: "anthosnetworkgatewaynode",
-                plural: "anthosnetworkgatewaynodes",
-                short: &["angn"],
-                group: NETWORKING,
-                versions: &["v1alpha1"],
-                scope: Scope::Namespace,
-            },
-            Kind::EgressNatPolicy => Names {
-                kind: "EgressNATPolicy",
-                singular: "egressnatpolicy",
-                plural: "egressnatpolicies",
-                short: &["enp"],
-                group: NETWORKING,
-                versions: &["v1", "v1alpha1"],
-                scope: Scope::Cluster,
-            },
-            Kind::Cluster => Names {
-                kind: "Cluster",
-                singular: "cluster",
-                plural: "clusters",
-                short: &[],
-                group: "baremetal.cluster.gke.io",
-                versions: &["v1"],
-                scope: Scope::Namespace,
-            },
-            Kind::Lease => Names {
-                kind: "Lease",
-                singular: "lease",
-                plural: "leases",
-                short: &[],
-                group: "coordination.k8s.io",
-                versions: &["v1"],
-                scope: Scope::Namespace,
-            },
-            Kind::Event => Names {
-                kind: "Event",
-                singular: "event",
-                plural: "events",
-                short: &["ev"],
-                group: "",
-                versions: &["v1"],
-                scope: Scope::Namespace,
-            },
-        }
-    }
-
-    /// The kind as manifests spell it: `EgressNATPolicy`.
+    /// As manifests spell it.
     pub fn as_str(self) -> &'static str {
-        self.names().kind
-    }
-
-    /// The plural as paths and `kubectl` spell it: `egressnatpolicies`.
-    pub fn plural(self) -> &'static str {
-        self.names().plural
-    }
-
-    /// The API group, empty for the core group.
-    pub fn group(self) -> &'static str {
-        self.names().group
-    }
-
-    /// The `apiVersion`s that objects of this kind may have, the preferred one first.
-    pub fn api_versions(self) -> Vec<String> {
-        let names = self.names();
-        names
-            .versions
-            .iter()
-            .map(|version| match names.group {
-                "" => (*version).to_owned(),
-                group => format!("{group}/{version}"),
-            })
-            .collect()
-    }
-
-    /// The preferred `apiVersion`.
-    pub fn api_version(self) -> String {
-        let names = self.names();
-        match names.group {
-            "" => names.versions[0].to_owned(),
-            group => format!("{group}/{}", names.versions[0]),
+        match self {
+            Kind::Node => "Node",
+            Kind::Namespace => "Namespace",
+            Kind::Pod => "Pod",
+            Kind::Cluster => "Cluster",
+            Kind::NetworkGatewayGroup => "NetworkGatewayGroup",
+            Kind::AnthosNetworkGateway => "AnthosNetworkGateway",
+            Kind::NetworkGatewayNode => "NetworkGatewayNode",
+            Kind::AnthosNetworkGatewayNode => "AnthosNetworkGatewayNode",
+            Kind::EgressNatPolicy => "EgressNATPolicy",
+            Kind::Lease => "Lease",
+            Kind::Event => "Event",
         }
     }
 
-    /// Whether objects of this kind live in a namespace.
-    pub fn is_namespaced(self) -> bool {
-        self.names().scope == Scope::Namespace
+    /// The plural of its resource, in lower case.
+    pub fn plural(self) -> &'static str {
+        match self {
+            Kind::Node => "nodes",
+            Kind::Namespace => "namespaces",
+            Kind::Pod => "pods",
+            Kind::Cluster => "clusters",
+            Kind::NetworkGatewayGroup => "networkgatewaygroups",
+            Kind::AnthosNetworkGateway => "anthosnetworkgateways",
+            Kind::NetworkGatewayNode => "networkgatewaynodes",
+            Kind::AnthosNetworkGatewayNode => "anthosnetworkgatewaynodes",
+            Kind::EgressNatPolicy => "egressnatpolicies",
+            Kind::Lease => "leases",
+            Kind::Event => "events",
+        }
     }
 
-    /// The kind that manifests spell exactly so.
-    pub(crate) fn from_manifest(kind: &str) -> Option<Kind> {
-        Kind::ALL
-            .into_iter()
-            .find(|known| known.names().kind == kind)
+    fn short_name(self) -> Option<&'static str> {
+        match self {
+            Kind::Node => Some("no"),
+            Kind::Namespace => Some("ns"),
+            Kind::Pod => Some("po"),
+            Kind::NetworkGatewayGroup => Some("ngg"),
+            Kind::AnthosNetworkGateway => Some("ang"),
+            Kind::NetworkGatewayNode => Some("ngn"),
+            Kind::AnthosNetworkGatewayNode => Some("angn"),
+            Kind::EgressNatPolicy => Some("enp"),
+            Kind::Event => Some("ev"),
+            Kind::Cluster | Kind::Lease => None,
+        }
+    }
+
+    /// The versions it may be written in, the stored one first.
+    pub fn api_versions(self) -> &'static [&'static str] {
+        match self {
+            Kind::Node | Kind::Namespace | Kind::Pod | Kind::Event => &["v1"],
+            Kind::Cluster => &["baremetal.cluster.gke.io/v1"],
+            Kind::NetworkGatewayGroup | Kind::NetworkGatewayNode => &["networking.gke.io/v1"],
+            Kind::AnthosNetworkGateway | Kind::AnthosNetworkGatewayNode => {
+                &["networking.gke.io/v1alpha1"]
+            }
+            Kind::EgressNatPolicy => &["networking.gke.io/v1", "networking.gke.io/v1alpha1"],
+            Kind::Lease => &["coordination.k8s.io/v1"],
+        }
+    }
+
+    /// Whether its objects live in a namespace.
+    pub fn is_namespaced(self) -> bool {
+        !matches!(self, Kind::Node | Kind::Namespace | Kind::EgressNatPolicy)
     }
 }
 
 impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.as_str())
+        f.write_str(self.as_str())
     }
-}
-
-/// A word that names no kind.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{value:?} is no known kind: use one of {}", known_plurals())]
-pub struct UnknownKind {
-    value: String,
-}
-
-fn known_plurals() -> String {
-    Kind::ALL.map(Kind::plural).join(", ")
 }
 
 impl FromStr for Kind {
     type Err = UnknownKind;
 
-    /// Takes what `kubectl` takes: kind, singular, plural or short name, with or without `.group`, in any case.
+    /// Takes what kubectl takes: kind, plural or short name, in any case, with or without the group.
     fn from_str(value: &str) -> Result<Self, UnknownKind> {
         let lower = value.to_ascii_lowercase();
-        let (word, group) = match lower.split_once('.') {
-            Some((word, group)) => (word, Some(group)),
-            None => (lower.as_str(), None),
-        };
+        let name = lower.split('.').next().unwrap_or_default();
         Kind::ALL
             .into_iter()
             .find(|kind| {
-                let names = kind.names();
-                // `plural.version.group` is accepted too, as kubectl does.
-                let is_group = group.is_none_or(|group| {
-                    group == names.group
-                        || group.split_once('.').is_some_and(|(version, rest)| {
-                            names.versions.contains(&version) && rest == names.group
-                        })
-                });
-                let is_word = names.singular == word
-                    || names.plural == word
-                    || names.short.contains(&word);
-                is_group && is_word
+                name == kind.as_str().to_ascii_lowercase()
+                    || name == kind.plural()
+                    || Some(name) == kind.short_name()
             })
             .ok_or_else(|| UnknownKind {
                 value: value.to_owned(),
@@ -273,44 +157,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_kind_is_found_by_every_spelling_that_kubectl_takes() {
-        for (text, want) in [
-            ("EgressNATPolicy", Kind::EgressNatPolicy),
-            ("egressnatpolicies", Kind::EgressNatPolicy),
-            (
-                "egressnatpolicies.networking.gke.io",
-                Kind::EgressNatPolicy,
-            ),
-            (
-                "networkgatewaygroups.networking.gke.io",
-                Kind::NetworkGatewayGroup,
-            ),
-            (
-                "anthosnetworkgateway.v1alpha1.networking.gke.io",
-                Kind::AnthosNetworkGateway,
-            ),
-            ("po", Kind::Pod),
-            ("NS", Kind::Namespace),
-            ("lease.coordination.k8s.io", Kind::Lease),
-            ("no", Kind::Node),
-        ] {
-            assert_eq!(text.parse(), Ok(want), "{text}");
-        }
-        assert!("egressnatpolicies.example.com".parse::<Kind>().is_err());
-        let error = "deployment".parse::<Kind>().unwrap_err().to_string();
-        assert!(
-            error.contains("\"deployment\"") && error.contains("egressnatpolicies"),
-            "{error}"
-        );
-    }
-
-    #[test]
-    fn every_kind_is_found_by_its_own_names() {
+    fn a_kind_is_found_by_every_name_that_kubectl_takes() {
         for kind in Kind::ALL {
-            assert_eq!(kind.to_string().parse(), Ok(kind));
+            assert_eq!(kind.as_str().parse(), Ok(kind));
             assert_eq!(kind.plural().parse(), Ok(kind));
-            assert_eq!(Kind::from_manifest(kind.as_str()), Some(kind));
-            assert_eq!(kind.api_versions()[0], kind.api_version());
         }
+        assert_eq!(
+            "networkgatewaygroups.networking.gke.io".parse(),
+            Ok(Kind::NetworkGatewayGroup)
+        );
+        assert_eq!("po".parse(), Ok(Kind::Pod));
+        let error = "Deployment".parse::<Kind>().unwrap_err();
+        assert!(error.to_string().contains("EgressNATPolicy"), "{error}");
     }
 }

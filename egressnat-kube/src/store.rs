@@ -1,0 +1,114 @@
+//! The port through which both loops see and change objects.
+//!
+//! A directory of manifests implements it; the Kubernetes API will. Both loops are written against it alone.
+
+use std::any::Any;
+use std::future::Future;
+
+use thiserror::Error;
+use tokio::sync::mpsc;
+
+use crate::kind::Kind;
+use crate::manifest::ManifestError;
+use crate::object::{InvalidObject, Object, ObjectKey};
+
+/// An operation on an object failed.
+#[derive(Debug, Error)]
+pub enum StoreError {
+    /// The object does not make sense.
+    #[error(transparent)]
+    Invalid(#[from] InvalidObject),
+    /// Somebody else wrote the object since it was read.
+    #[error("{0} was changed by somebody else meanwhile: read it again and repeat the change")]
+    Conflict(ObjectKey),
+    /// The object is there already.
+    #[error("{0} exists already")]
+    Exists(ObjectKey),
+    /// There is no such object.
+    #[error("{0} does not exist")]
+    NotFound(ObjectKey),
+    /// The object was written by hand, in a file that is not ours to change.
+    #[error("{key} is written in {path}: change it there")]
+    HandWritten {
+        /// The object.
+        key: ObjectKey,
+        /// The file.
+        path: String,
+    },
+    /// The store itself failed.
+    #[error("could not {operation}")]
+    Io {
+        /// Verb and object.
+        operation: String,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+/// What a watch tells.
+#[derive(Debug, Clone, PartialEq)]
+pub enum WatchEvent {
+    /// All objects there are; the first event, and again whenever the watch had to start anew.
+    Restarted(Vec<Object>),
+    /// An object is new or has changed.
+    Applied(Object),
+    /// An object is gone.
+    Deleted(ObjectKey),
+    /// Something cannot be read; everything else goes on.
+    Failed(ManifestError),
+}
+
+/// A running watch. Dropping it ends it.
+pub struct Watch {
+    events: mpsc::UnboundedReceiver<WatchEvent>,
+    _source: Box<dyn Any + Send>,
+}
+
+impl Watch {
+    /// A watch fed from `events`; `source` lives as long as the watch.
+    pub fn new(events: mpsc::UnboundedReceiver<WatchEvent>, source: impl Any + Send) -> Self {
+        Self {
+            events,
+            _source: Box::new(source),
+        }
+    }
+
+    /// The next event; none when the store has gone away. Cancel safe.
+    pub async fn next(&mut self) -> Option<WatchEvent> {
+        self.events.recv().await
+    }
+
+    /// An event that is there already.
+    pub fn try_next(&mut self) -> Option<WatchEvent> {
+        self.events.try_recv().ok()
+    }
+}
+
+/// Objects with optimistic concurrency and watches.
+///
+/// # Guarantees
+///
+/// * A write that names a `resourceVersion` succeeds only if nobody wrote in between.
+/// * `update` changes everything but `status`, `update_status` changes `status` alone.
+/// * A watch starts with [`WatchEvent::Restarted`] and misses nothing after it.
+pub trait ObjectStore: Clone + Send + Sync + 'static {
+    /// Watches all objects of some kinds.
+    fn watch(&self, kinds: &[Kind]) -> Result<Watch, StoreError>;
+    /// Reads one object.
+    fn read(
+        &self,
+        key: &ObjectKey,
+    ) -> impl Future<Output = Result<Option<Object>, StoreError>> + Send;
+    /// Creates an object.
+    fn create(&self, object: Object) -> impl Future<Output = Result<Object, StoreError>> + Send;
+    /// Replaces an object but for its status.
+    fn update(&self, object: Object) -> impl Future<Output = Result<Object, StoreError>> + Send;
+    /// Replaces the status of an object.
+    fn update_status(
+        &self,
+        object: Object,
+    ) -> impl Future<Output = Result<Object, StoreError>> + Send;
+    /// Deletes an object. Returns whether there was one.
+    fn remove(&self, key: &ObjectKey) -> impl Future<Output = Result<bool, StoreError>> + Send;
+}
