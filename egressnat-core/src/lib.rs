@@ -72,7 +72,7 @@ pub mod verify;
 pub use assignment::{Assigned, Assignment, assign};
 pub use diff::{Change, diff};
 pub use finding::{Finding, Reason, Subject};
-pub use gateway::effective_gateways;
+pub use gateway::{EffectiveGateways, effective_gateways};
 pub use model::Snapshot;
 pub use plan::{Decision, NodePlan, Planned, PolicySetId, plan_node};
 pub use policy::{ResolvedPolicy, resolve_policies};

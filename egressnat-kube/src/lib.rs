@@ -1,11 +1,54 @@
-//! x
+//! The Kubernetes side of egressnat: resources, the object store port, and the two loops.
+//!
+//! **Promise**: both loops are written against one small port, [`ObjectStore`]. They turn objects into the planner's
+//! snapshot, let `egressnat-core` decide, and write only what differs.
+//!
+//! ```text
+//!  ObjectStore ──watch──► Index ──snapshot──► egressnat-core ──► status, events      (controller)
+//!                                                           └──► NodeDataplane       (agent)
+//! ```
+//!
+//! * [`Kind`], [`ObjectKey`], [`Object`]: objects of known kinds as JSON documents, so that nothing unknown is lost.
+//! * [`read_manifests`], [`validate`]: YAML files, and errors that name file, field and fix.
+//! * [`ObjectStore`]: the port; [`DirectoryStore`]: a directory of YAML files that implements it without a cluster.
+//! * [`Index`]: objects to snapshot, synchronous and without I/O.
+//! * [`run_controller`], [`run_agent`]: the loops; [`NodeDataplane`]: what an embedder of the agent brings.
+//!
+//! # Example
+//!
+//! ```
+//! use egressnat_kube::{Applied, DirectoryStore, Kind, Object, ObjectKey};
+//! use serde_json::json;
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let directory = tempfile::tempdir()?;
+//! let store = DirectoryStore::open(directory.path())?;
+//! let key = ObjectKey::namespaced(Kind::NetworkGatewayGroup, "kube-system", "default");
+//! let gateway = Object::new(&key, json!({ "spec": { "floatingIPs": ["192.168.1.100"] } }));
+//! assert_eq!(store.apply(gateway.clone())?, Applied::Created);
+//! assert_eq!(store.apply(gateway)?, Applied::Unchanged);
+//! # Ok(())
+//! # }
+//! ```
+#![deny(missing_docs)]
+
+mod agent;
+mod controller;
 mod directory;
+mod event;
+mod index;
 mod kind;
+mod lease;
+mod liveness;
 mod manifest;
 mod object;
 mod resource;
 mod store;
+
+pub use agent::{AgentConfig, NodeDataplane, run_agent};
+pub use controller::{ControllerConfig, run_controller};
 pub use directory::{Applied, DirectoryStore};
+pub use index::Index;
 pub use kind::{Kind, UnknownKind};
 pub use manifest::{ManifestError, Manifests, read_manifests};
 pub use object::{InvalidObject, Object, ObjectKey};

@@ -1,5 +1,7 @@
 use std::fmt;
+use std::str::FromStr;
 
+use egressnat_core::model::{Name, NamespaceName};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 use thiserror::Error;
@@ -130,13 +132,13 @@ impl Object {
                 "missing: give the object a name".to_owned(),
             )
         })?;
-        if let Err(error) = name.parse::<egressnat_core::model::Name>() {
+        if let Err(error) = name.parse::<Name>() {
             return Err(invalid("metadata.name", error.to_string()));
         }
         let namespace = if kind.is_namespaced() {
             let namespace =
                 text(&value, "/metadata/namespace").unwrap_or_else(|| "default".to_owned());
-            if let Err(error) = namespace.parse::<egressnat_core::model::NamespaceName>() {
+            if let Err(error) = namespace.parse::<NamespaceName>() {
                 return Err(invalid("metadata.namespace", error.to_string()));
             }
             value["metadata"]["namespace"] = json!(namespace);
@@ -235,6 +237,18 @@ impl Object {
             };
             self.invalid(InvalidField::new(field, error.into_inner()))
         })
+    }
+
+    /// The name as one of the planner's names.
+    pub(crate) fn parse_name<T: FromStr<Err: fmt::Display>>(&self) -> Result<T, InvalidObject> {
+        let name = self.key.name.parse();
+        name.map_err(|error| self.invalid(InvalidField::new("metadata.name", error)))
+    }
+
+    /// The namespace as the planner's name.
+    pub(crate) fn parse_namespace(&self) -> Result<NamespaceName, InvalidObject> {
+        let namespace = self.namespace().unwrap_or_default().parse();
+        namespace.map_err(|error| self.invalid(InvalidField::new("metadata.namespace", error)))
     }
 
     pub(crate) fn invalid(&self, error: InvalidField) -> InvalidObject {

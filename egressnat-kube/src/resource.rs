@@ -4,7 +4,7 @@ mod gateway;
 mod network;
 mod policy;
 
-pub(crate) use gateway::{MIRROR_OF, cluster_of, gateway_key, gateway_of};
+pub(crate) use gateway::{MIRROR_OF, cluster_of, gateway_key, gateway_of, object_key};
 pub(crate) use network::{
     GatewayNodeSpec, NodeFacts, gateway_node_spec, namespace_of, node_of, pod_of,
 };

@@ -5,7 +5,7 @@ use serde::Deserialize;
 
 use super::{created, parse_at};
 use crate::kind::Kind;
-use crate::object::{InvalidObject, Object};
+use crate::object::{InvalidObject, Object, ObjectKey};
 
 /// Annotation of the copies that the controller keeps in `kube-system`: the namespace of the original (E7).
 pub(crate) const MIRROR_OF: &str = "egressnat.io/mirror-of";
@@ -38,6 +38,15 @@ pub(crate) fn gateway_key(object: &Object) -> Option<GatewayKey> {
         namespace,
         name: object.name().parse().ok()?,
     })
+}
+
+/// The object key of a gateway.
+pub(crate) fn object_key(key: &GatewayKey) -> ObjectKey {
+    let kind = match key.kind {
+        GatewayKind::NetworkGatewayGroup => Kind::NetworkGatewayGroup,
+        GatewayKind::AnthosNetworkGateway => Kind::AnthosNetworkGateway,
+    };
+    ObjectKey::namespaced(kind, key.namespace.as_str(), key.name.as_str())
 }
 
 /// The planner's view of a gateway object.

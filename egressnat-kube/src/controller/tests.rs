@@ -1,0 +1,197 @@
+use super::*;
+use crate::directory::DirectoryStore;
+use std::time::Duration;
+
+struct Cluster {
+    _directory: tempfile::TempDir,
+    store: DirectoryStore,
+    controller: tokio::task::JoinHandle<Result<(), StoreError>>,
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        self.controller.abort();
+    }
+}
+
+fn document(value: Value) -> Object {
+    Object::from_value(value).unwrap()
+}
+
+fn gateway(namespace: &str, addresses: &[&str]) -> Object {
+    let key = ObjectKey::namespaced(Kind::NetworkGatewayGroup, namespace, "default");
+    Object::new(&key, json!({ "spec": { "floatingIPs": addresses } }))
+}
+
+impl Cluster {
+    fn start() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let store = DirectoryStore::open(directory.path()).unwrap();
+        let controller = tokio::spawn(run_controller(store.clone(), ControllerConfig::default()));
+        Self {
+            _directory: directory,
+            store,
+            controller,
+        }
+    }
+
+    fn add_node(&self, name: &str) {
+        let node = ObjectKey::cluster(Kind::Node, name);
+        self.store.apply(Object::new(&node, json!({}))).unwrap();
+        let gateway_node = ObjectKey::namespaced(Kind::NetworkGatewayNode, SYSTEM_NAMESPACE, name);
+        let spec = json!({ "spec": { "subnets": ["192.168.1.0/24"] } });
+        self.store.apply(Object::new(&gateway_node, spec)).unwrap();
+    }
+
+    fn renew(&self, name: &str, seconds: u64) {
+        let lease = crate::lease::renewed(&name.parse().unwrap(), Duration::from_secs(seconds));
+        self.store.apply(lease).unwrap();
+    }
+
+    async fn until<T>(&self, what: &str, mut probe: impl FnMut(&DirectoryStore) -> Option<T>) -> T {
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
+        loop {
+            if let Some(found) = probe(&self.store) {
+                return found;
+            }
+            assert!(
+                tokio::time::Instant::now() < deadline,
+                "timed out waiting for {what}"
+            );
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    async fn until_status(&self, want: Value) {
+        let key = gateway(SYSTEM_NAMESPACE, &[]).key().clone();
+        let what = want.to_string();
+        self.until(&what, |store| {
+            let object = store.get(&key).unwrap()?;
+            (object.at("/status") == &want).then_some(())
+        })
+        .await;
+    }
+
+    async fn until_event(&self, reason: &str, about: &str) -> Object {
+        self.until(reason, |store| {
+            let events = store.list(Kind::Event).unwrap();
+            let is_it = |event: &Object| {
+                event.at("/reason") == reason && event.at("/involvedObject/name") == about
+            };
+            events.into_iter().find(is_it)
+        })
+        .await
+    }
+}
+
+#[tokio::test]
+async fn a_dead_node_loses_its_addresses_and_takes_none_back_e31_e32() {
+    let cluster = Cluster::start();
+    for name in ["worker1", "worker2"] {
+        cluster.add_node(name);
+        cluster.renew(name, if name == "worker1" { 1 } else { 600 });
+    }
+    cluster
+        .store
+        .apply(gateway(
+            SYSTEM_NAMESPACE,
+            &["192.168.1.100", "192.168.1.101"],
+        ))
+        .unwrap();
+    let down = json!({
+        "nodes": {"worker1": "Down", "worker2": "Up"},
+        "floatingIPs": {"192.168.1.100": "worker2", "192.168.1.101": "worker2"},
+    });
+    // worker1 never renews.
+    cluster.until_status(down).await;
+    cluster.renew("worker1", 600);
+    let back = json!({
+        "nodes": {"worker1": "Up", "worker2": "Up"},
+        "floatingIPs": {"192.168.1.100": "worker2", "192.168.1.101": "worker2"},
+    });
+    cluster.until_status(back).await;
+    cluster.until_event("Moved", "default").await;
+}
+
+#[tokio::test]
+async fn a_gateway_of_a_cluster_namespace_gets_a_copy_that_follows_it_e7() {
+    let cluster = Cluster::start();
+    cluster
+        .store
+        .apply(gateway("cluster-cluster1", &["192.168.1.100"]))
+        .unwrap();
+    cluster.until_event("ClusterSwitchOff", "default").await;
+    let switch = document(json!({
+        "apiVersion": "baremetal.cluster.gke.io/v1", "kind": "Cluster",
+        "metadata": {"name": "cluster1", "namespace": "cluster-cluster1"},
+        "spec": {"clusterNetwork": {"advancedNetworking": true}},
+    }));
+    cluster.store.apply(switch).unwrap();
+    let copy = gateway(SYSTEM_NAMESPACE, &[]).key().clone();
+    let has = |addresses: Value| {
+        let copy = copy.clone();
+        move |store: &DirectoryStore| {
+            let object = store.get(&copy).unwrap()?;
+            (object.at("/spec/floatingIPs") == &addresses).then_some(())
+        }
+    };
+    cluster
+        .until("the copy", has(json!(["192.168.1.100"])))
+        .await;
+    cluster
+        .store
+        .apply(gateway("cluster-cluster1", &["192.168.1.101"]))
+        .unwrap();
+    cluster
+        .until("the edit", has(json!(["192.168.1.101"])))
+        .await;
+    cluster
+        .store
+        .delete(gateway("cluster-cluster1", &[]).key())
+        .unwrap();
+    cluster
+        .until("the copy to go", |store| {
+            store.get(&copy).unwrap().is_none().then_some(())
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn an_unknown_egress_ip_is_told_once_e21() {
+    let cluster = Cluster::start();
+    let policy = document(json!({
+        "apiVersion": "networking.gke.io/v1alpha1", "kind": "EgressNATPolicy", "metadata": {"name": "egress"},
+        "spec": {
+            "egress": [{"namespaceSelector": {}, "podSelector": {}}],
+            "destinationCIDRs": ["8.8.8.0/24"],
+            "egressSourceIP": "192.168.1.66",
+        },
+    }));
+    cluster.store.apply(policy).unwrap();
+    let event = cluster.until_event("UnknownEgressIP", "egress").await;
+    assert_eq!(event.at("/count"), &json!(1));
+    assert!(
+        event
+            .at("/message")
+            .as_str()
+            .unwrap()
+            .contains("192.168.1.66")
+    );
+    // More runs of the loop, up to one whose effect can be seen, tell nothing again.
+    cluster.add_node("worker1");
+    cluster.renew("worker1", 600);
+    cluster
+        .store
+        .apply(gateway(SYSTEM_NAMESPACE, &["192.168.1.100"]))
+        .unwrap();
+    cluster.until_event("Assigned", "default").await;
+    assert_eq!(
+        cluster
+            .store
+            .get(event.key())
+            .unwrap()
+            .unwrap()
+            .at("/count"),
+        &json!(1)
+    );
+}

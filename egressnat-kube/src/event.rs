@@ -1,0 +1,166 @@
+//! Kubernetes events: one object per fact, counted up when the fact comes back.
+
+use std::collections::BTreeSet;
+
+use egressnat_core::{Finding, Subject};
+use serde_json::json;
+
+use crate::kind::Kind;
+use crate::object::{Object, ObjectKey};
+use crate::resource::object_key;
+use crate::store::{ObjectStore, StoreError};
+
+/// Who writes them, in `source.component`.
+const COMPONENT: &str = "egressnat-controller";
+
+/// Something worth an event.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Fact {
+    pub(crate) about: ObjectKey,
+    pub(crate) severity: Severity,
+    pub(crate) reason: &'static str,
+    pub(crate) message: String,
+}
+
+/// The types of Kubernetes events.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Severity {
+    Normal,
+    Warning,
+}
+
+impl From<&Finding> for Fact {
+    fn from(finding: &Finding) -> Self {
+        let about = match &finding.subject {
+            Subject::Gateway(key) => object_key(key),
+            Subject::Policy(name) => ObjectKey::cluster(Kind::EgressNatPolicy, name.as_str()),
+            Subject::Node(name) => ObjectKey::cluster(Kind::Node, name.as_str()),
+            Subject::Pod(key) => {
+                ObjectKey::namespaced(Kind::Pod, key.namespace.as_str(), key.name.as_str())
+            }
+        };
+        Self {
+            about,
+            severity: Severity::Warning,
+            reason: finding.reason.as_str(),
+            message: finding.message.clone(),
+        }
+    }
+}
+
+impl Fact {
+    /// Named after the fact, so that a controller that starts anew finds the event it wrote before.
+    fn key(&self) -> ObjectKey {
+        let hash = self
+            .reason
+            .bytes()
+            .chain(self.about.kind.as_str().bytes())
+            .chain(self.message.bytes())
+            // FNV-1a, 64 bits: the name must be the same with every release.
+            .fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| {
+                (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+            });
+        let namespace = self
+            .about
+            .namespace
+            .clone()
+            .unwrap_or_else(|| "default".to_owned());
+        ObjectKey::namespaced(
+            Kind::Event,
+            namespace,
+            format!("{}.{hash:016x}", self.about.name),
+        )
+    }
+
+    fn event(&self) -> Object {
+        let now = jiff::Timestamp::now()
+            .round(jiff::Unit::Second)
+            .unwrap_or_default()
+            .to_string();
+        Object::new(
+            &self.key(),
+            json!({
+                "involvedObject": {
+                    "apiVersion": self.about.kind.api_versions()[0],
+                    "kind": self.about.kind.as_str(),
+                    "namespace": self.about.namespace,
+                    "name": self.about.name,
+                },
+                "type": match self.severity { Severity::Normal => "Normal", Severity::Warning => "Warning" },
+                "reason": self.reason,
+                "message": self.message,
+                "source": { "component": COMPONENT },
+                "count": 1,
+                "firstTimestamp": now,
+                "lastTimestamp": now,
+            }),
+        )
+    }
+}
+
+/// The facts that hold now, so that each is told once when it begins.
+#[derive(Debug, Default)]
+pub(crate) struct Recorder {
+    holding: BTreeSet<Fact>,
+    is_started: bool,
+}
+
+impl Recorder {
+    /// Tells the facts that began since the last time.
+    pub(crate) async fn holding<S: ObjectStore>(
+        &mut self,
+        store: &S,
+        facts: BTreeSet<Fact>,
+    ) -> Result<(), StoreError> {
+        for fact in facts.difference(&self.holding) {
+            // What holds at the start may have been told by a controller before us.
+            let if_known = if self.is_started {
+                IfKnown::CountUp
+            } else {
+                IfKnown::Leave
+            };
+            record(store, fact, if_known).await?;
+        }
+        self.holding = facts;
+        self.is_started = true;
+        Ok(())
+    }
+
+    /// Tells something that happened.
+    pub(crate) async fn happened<S: ObjectStore>(
+        &self,
+        store: &S,
+        fact: &Fact,
+    ) -> Result<(), StoreError> {
+        record(store, fact, IfKnown::CountUp).await
+    }
+}
+
+#[derive(Clone, Copy)]
+enum IfKnown {
+    CountUp,
+    Leave,
+}
+
+async fn record<S: ObjectStore>(
+    store: &S,
+    fact: &Fact,
+    if_known: IfKnown,
+) -> Result<(), StoreError> {
+    let event = fact.event();
+    match (store.read(event.key()).await?, if_known) {
+        (None, _) => {
+            tracing::info!(object = %fact.about, reason = fact.reason, message = fact.message, "event");
+            store.create(event).await.map(drop)
+        }
+        (Some(_), IfKnown::Leave) => Ok(()),
+        (Some(mut known), IfKnown::CountUp) => {
+            tracing::info!(object = %fact.about, reason = fact.reason, message = fact.message, "event again");
+            let count = known.at("/count").as_u64().unwrap_or(1) + 1;
+            let last = event.at("/lastTimestamp").clone();
+            known.value_mut()["count"] = json!(count);
+            known.value_mut()["lastTimestamp"] = last;
+            store.update(known).await.map(drop)
+        }
+    }
+}

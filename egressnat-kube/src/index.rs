@@ -1,0 +1,318 @@
+//! From objects to the planner's snapshot: synchronous, without I/O.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use egressnat_core::model::{ClusterKey, Health, Name, Node, NodeName, PodKey, Snapshot};
+use egressnat_core::{Assignment, EffectiveGateways};
+use ipnet::IpNet;
+use serde_json::Value;
+
+use crate::kind::Kind;
+use crate::object::{InvalidObject, Object, ObjectKey};
+use crate::resource::{
+    GatewayNodeSpec, NodeFacts, cluster_of, gateway_key, gateway_node_spec, gateway_of,
+    namespace_of, node_of, object_key, pod_of, policy_of,
+};
+use crate::store::WatchEvent;
+
+/// The objects of one watch, and the snapshot that they make.
+///
+/// An object that does not make sense is left out, alone, and told.
+#[derive(Debug, Default)]
+pub struct Index {
+    objects: BTreeMap<ObjectKey, Object>,
+    nodes: BTreeMap<NodeName, NodeFacts>,
+    gateway_nodes: BTreeMap<NodeName, GatewayNodeSpec>,
+    /// All but nodes, which are put together from several objects.
+    snapshot: Snapshot,
+}
+
+impl Index {
+    /// An empty index. `cluster_ranges` are ranges inside the cluster that no object tells, such as the service range.
+    pub fn new(cluster_ranges: impl IntoIterator<Item = IpNet>) -> Self {
+        let snapshot = Snapshot {
+            cluster_ranges: cluster_ranges.into_iter().collect(),
+            ..Snapshot::default()
+        };
+        Self {
+            snapshot,
+            ..Self::default()
+        }
+    }
+
+    /// Takes one event of a watch. Returns the objects in it that do not make sense.
+    pub fn take(&mut self, event: WatchEvent) -> Vec<InvalidObject> {
+        match event {
+            WatchEvent::Restarted(objects) => self.reset(objects),
+            WatchEvent::Applied(object) => self.apply(object).err().into_iter().collect(),
+            WatchEvent::Deleted(key) => {
+                self.delete(&key);
+                Vec::new()
+            }
+            WatchEvent::Failed(_) => Vec::new(),
+        }
+    }
+
+    /// Replaces everything. Returns the objects that do not make sense.
+    pub fn reset(&mut self, objects: Vec<Object>) -> Vec<InvalidObject> {
+        let cluster_ranges = std::mem::take(&mut self.snapshot.cluster_ranges);
+        *self = Self::new(cluster_ranges);
+        objects
+            .into_iter()
+            .filter_map(|object| self.apply(object).err())
+            .collect()
+    }
+
+    /// Adds or replaces one object.
+    ///
+    /// # Errors
+    ///
+    /// The object does not make sense: it counts as not there.
+    pub fn apply(&mut self, object: Object) -> Result<(), InvalidObject> {
+        self.delete(object.key());
+        self.convert(&object)?;
+        self.objects.insert(object.key().clone(), object);
+        Ok(())
+    }
+
+    fn convert(&mut self, object: &Object) -> Result<(), InvalidObject> {
+        let snapshot = &mut self.snapshot;
+        match object.kind() {
+            Kind::Node => {
+                self.nodes.insert(object.parse_name()?, node_of(object)?);
+            }
+            Kind::NetworkGatewayNode => {
+                self.gateway_nodes
+                    .insert(object.parse_name()?, gateway_node_spec(object)?);
+            }
+            Kind::Namespace => {
+                snapshot
+                    .namespaces
+                    .insert(object.parse_name()?, namespace_of(object)?);
+            }
+            Kind::Pod => {
+                if let Some(pod) = pod_of(object)? {
+                    snapshot.pods.insert(
+                        PodKey::new(object.parse_namespace()?, object.parse_name()?),
+                        pod,
+                    );
+                }
+            }
+            Kind::Cluster => {
+                let key = ClusterKey {
+                    namespace: object.parse_namespace()?,
+                    name: object.parse_name()?,
+                };
+                snapshot.clusters.insert(key, cluster_of(object)?);
+            }
+            Kind::NetworkGatewayGroup | Kind::AnthosNetworkGateway => {
+                if let Some(key) = gateway_key(object) {
+                    snapshot.gateways.insert(key, gateway_of(object)?);
+                }
+            }
+            Kind::EgressNatPolicy => {
+                snapshot
+                    .policies
+                    .insert(object.parse_name()?, policy_of(object)?);
+            }
+            Kind::AnthosNetworkGatewayNode | Kind::Lease | Kind::Event => {}
+        }
+        Ok(())
+    }
+
+    /// Removes one object.
+    pub fn delete(&mut self, key: &ObjectKey) {
+        let Some(object) = self.objects.remove(key) else {
+            return;
+        };
+        let snapshot = &mut self.snapshot;
+        match key.kind {
+            Kind::Node => self.nodes.retain(|name, _| name.as_str() != key.name),
+            Kind::NetworkGatewayNode => self
+                .gateway_nodes
+                .retain(|name, _| name.as_str() != key.name),
+            Kind::Namespace => snapshot
+                .namespaces
+                .retain(|name, _| name.as_str() != key.name),
+            Kind::Pod => {
+                if let (Ok(namespace), Ok(name)) =
+                    (object.parse_namespace(), object.parse_name::<Name>())
+                {
+                    snapshot.pods.remove(&PodKey::new(namespace, name));
+                }
+            }
+            Kind::Cluster => snapshot.clusters.retain(|cluster, _| {
+                Some(cluster.namespace.as_str()) != key.namespace.as_deref()
+                    || cluster.name.as_str() != key.name
+            }),
+            Kind::NetworkGatewayGroup | Kind::AnthosNetworkGateway => {
+                if let Some(gateway) = gateway_key(&object) {
+                    snapshot.gateways.remove(&gateway);
+                }
+            }
+            Kind::EgressNatPolicy => snapshot
+                .policies
+                .retain(|name, _| name.as_str() != key.name),
+            Kind::AnthosNetworkGatewayNode | Kind::Lease | Kind::Event => {}
+        }
+    }
+
+    /// An object that makes sense.
+    pub fn object(&self, key: &ObjectKey) -> Option<&Object> {
+        self.objects.get(key)
+    }
+
+    /// The objects of a kind, in order.
+    pub fn objects(&self, kind: Kind) -> impl Iterator<Item = &Object> {
+        self.objects
+            .values()
+            .filter(move |object| object.kind() == kind)
+    }
+
+    /// The nodes that an agent has described.
+    pub fn gateway_nodes(&self) -> BTreeSet<NodeName> {
+        self.nodes
+            .keys()
+            .filter(|name| self.gateway_nodes.contains_key(*name))
+            .cloned()
+            .collect()
+    }
+
+    /// The planner's input. `health` says which nodes may be trusted; a node without an agent has no subnet, and so gets
+    /// no floating IP.
+    pub fn snapshot(&self, previous: Assignment, health: impl Fn(&NodeName) -> Health) -> Snapshot {
+        let mut snapshot = self.snapshot.clone();
+        snapshot.previous = previous;
+        for (name, facts) in &self.nodes {
+            let mut node = Node::new(health(name));
+            node.role = facts.role;
+            node.addresses = facts.addresses.clone();
+            node.pod_ranges = facts.pod_ranges.clone();
+            node.subnets = self
+                .gateway_nodes
+                .get(name)
+                .map(|spec| spec.subnets.clone())
+                .unwrap_or_default();
+            snapshot.nodes.insert(name.clone(), node);
+        }
+        snapshot
+    }
+
+    /// The assignment that the status of the effective gateways tells. An address counts only for the gateway that owns it.
+    pub fn assignment(&self, gateways: &EffectiveGateways) -> Assignment {
+        let mut assignment = Assignment::default();
+        for key in gateways.gateways.keys() {
+            let Some(object) = self.objects.get(&object_key(key)) else {
+                continue;
+            };
+            let Value::Object(told) = object.at("/status/floatingIPs") else {
+                continue;
+            };
+            for (address, node) in told {
+                let address = address.parse::<IpAddr>().ok();
+                let node = node.as_str().and_then(|node| node.parse::<NodeName>().ok());
+                if let (Some(address), Some(node)) = (address, node)
+                    && gateways.owners.get(&address) == Some(key)
+                {
+                    assignment.nodes.insert(address, node);
+                }
+            }
+        }
+        assignment
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use egressnat_core::effective_gateways;
+    use serde_json::json;
+
+    fn object(value: Value) -> Object {
+        Object::from_value(value).unwrap()
+    }
+
+    fn node() -> Object {
+        object(json!({
+            "apiVersion": "v1", "kind": "Node",
+            "metadata": {"name": "worker1", "labels": {"node-role.kubernetes.io/master": ""}},
+            "spec": {"podCIDR": "10.10.1.0/24"},
+            "status": {"addresses": [{"type": "InternalIP", "address": "192.168.1.1"}, {"type": "Hostname", "address": "w"}]},
+        }))
+    }
+
+    fn gateway(addresses: &[&str], status: Value) -> Object {
+        object(json!({
+            "apiVersion": "networking.gke.io/v1", "kind": "NetworkGatewayGroup",
+            "metadata": {"name": "default", "namespace": "kube-system"},
+            "spec": {"floatingIPs": addresses}, "status": status,
+        }))
+    }
+
+    #[test]
+    fn a_node_is_put_together_from_its_objects() {
+        let mut index = Index::default();
+        index.apply(node()).unwrap();
+        index
+            .apply(object(json!({
+                "apiVersion": "networking.gke.io/v1", "kind": "NetworkGatewayNode",
+                "metadata": {"name": "worker1", "namespace": "kube-system"},
+                "spec": {"subnets": ["192.168.1.0/24"]},
+            })))
+            .unwrap();
+        let snapshot = index.snapshot(Assignment::default(), |_| Health::Up);
+        let node = &snapshot.nodes[&"worker1".parse().unwrap()];
+        assert_eq!(node.role, egressnat_core::model::Role::ControlPlane);
+        assert_eq!(node.addresses, ["192.168.1.1".parse().unwrap()].into());
+        assert!(node.is_on_link("192.168.1.100".parse().unwrap()));
+    }
+
+    #[test]
+    fn what_comes_and_goes_leaves_nothing() {
+        let mut index = Index::default();
+        index.apply(node()).unwrap();
+        index.apply(gateway(&["192.168.1.100"], json!({}))).unwrap();
+        index.delete(node().key());
+        index.delete(gateway(&[], json!({})).key());
+        assert_eq!(
+            index.snapshot(Assignment::default(), |_| Health::Up),
+            Snapshot::default()
+        );
+    }
+
+    #[test]
+    fn an_object_that_stops_making_sense_counts_as_not_there() {
+        let mut index = Index::default();
+        index.apply(gateway(&["192.168.1.100"], json!({}))).unwrap();
+        let error = index.apply(gateway(&["x"], json!({}))).unwrap_err();
+        assert_eq!(error.field, "spec.floatingIPs[0]");
+        assert!(
+            index
+                .snapshot(Assignment::default(), |_| Health::Up)
+                .gateways
+                .is_empty()
+        );
+    }
+
+    #[test]
+    fn the_assignment_is_read_from_the_status_the_seed_prints_e1() {
+        let mut index = Index::default();
+        let status = json!({
+            "nodes": {"worker1": "Up", "worker2": "Up // Or Down"},
+            "floatingIPs": {"192.168.1.100": "worker1", "192.168.1.99": "worker2"},
+        });
+        index.apply(gateway(&["192.168.1.100"], status)).unwrap();
+        let gateways = effective_gateways(&index.snapshot(Assignment::default(), |_| Health::Up));
+        let assignment = index.assignment(&gateways);
+        assert_eq!(
+            assignment.nodes.len(),
+            1,
+            "an address that the gateway does not own is not its to assign"
+        );
+        assert_eq!(
+            assignment.nodes[&"192.168.1.100".parse().unwrap()].as_str(),
+            "worker1"
+        );
+    }
+}

@@ -1,0 +1,43 @@
+//! A node's lease: a `Lease` object that its agent renews.
+
+use std::time::Duration;
+
+use egressnat_core::gateway::SYSTEM_NAMESPACE;
+use egressnat_core::model::NodeName;
+use serde_json::json;
+
+use crate::kind::Kind;
+use crate::object::{Object, ObjectKey};
+
+const PREFIX: &str = "egressnat-node-";
+
+/// The key of a node's lease.
+pub(crate) fn lease_key(node: &NodeName) -> ObjectKey {
+    ObjectKey::namespaced(Kind::Lease, SYSTEM_NAMESPACE, format!("{PREFIX}{node}"))
+}
+
+/// The lease of a node, renewed now.
+pub(crate) fn renewed(node: &NodeName, duration: Duration) -> Object {
+    let spec = json!({
+        "holderIdentity": node.as_str(),
+        "leaseDurationSeconds": duration.as_secs(),
+        "renewTime": jiff::Timestamp::now().to_string(),
+    });
+    Object::new(&lease_key(node), json!({ "spec": spec }))
+}
+
+/// What a lease says: whose it is, what changes with each renewal, and for how long one counts.
+pub(crate) fn read_lease(object: &Object) -> Option<(NodeName, String, Duration)> {
+    let node = lease_node(object.key())?;
+    let renewal = object.at("/spec/renewTime").as_str()?.to_owned();
+    let duration = Duration::from_secs(object.at("/spec/leaseDurationSeconds").as_u64()?);
+    Some((node, renewal, duration))
+}
+
+/// Whose lease it is by its name.
+pub(crate) fn lease_node(key: &ObjectKey) -> Option<NodeName> {
+    if key.kind != Kind::Lease || key.namespace.as_deref() != Some(SYSTEM_NAMESPACE) {
+        return None;
+    }
+    key.name.strip_prefix(PREFIX)?.parse().ok()
+}
