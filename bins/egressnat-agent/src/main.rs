@@ -1,1 +1,145 @@
-fn main() {}
+//! The agent: makes its node's plan real in the kernel.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use clap::{Args, Parser, Subcommand};
+use egressnat_core::model::NodeName;
+use egressnat_core::{NodePlan, Report};
+use egressnat_dataplane::{Config, Dataplane, MarkMask, cleanup};
+use egressnat_kube::{AgentConfig, DirectoryStore, NodeDataplane, run_agent};
+use ipnet::IpNet;
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
+
+/// Steers and translates the egress traffic of one node.
+#[derive(Parser)]
+#[command(version, args_conflicts_with_subcommands = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    run: Option<Run>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Removes everything of egressnat from the node's kernel, whether an agent runs or not.
+    Cleanup(Host),
+}
+
+#[derive(Args)]
+struct Run {
+    /// Directory of YAML files that holds the objects.
+    #[arg(long, value_name = "DIR")]
+    manifests: PathBuf,
+    /// The node this agent runs on.
+    #[arg(long, value_name = "NAME")]
+    node: NodeName,
+    /// How many seconds the node counts as up after a renewal of its lease.
+    #[arg(long, value_name = "SECONDS", default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..))]
+    lease_duration: u64,
+    /// A range inside the cluster that no object tells, such as the service range; repeatable.
+    #[arg(long = "cluster-range", value_name = "CIDR")]
+    cluster_ranges: Vec<IpNet>,
+    #[command(flatten)]
+    host: Host,
+}
+
+#[derive(Args)]
+struct Host {
+    /// Interface that floating IPs go on; the one of the default route if not given.
+    #[arg(long, value_name = "IF")]
+    uplink: Option<String>,
+    /// Where a bpffs is mounted.
+    #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf")]
+    bpffs: PathBuf,
+    /// Bits of the packet mark that egressnat may use, in one piece.
+    #[arg(long, value_name = "MASK", default_value = "0x07ff0000", value_parser = mark_mask)]
+    mark_mask: MarkMask,
+}
+
+fn mark_mask(text: &str) -> anyhow::Result<MarkMask> {
+    let digits = text
+        .strip_prefix("0x")
+        .context("write the mask in hexadecimal, such as 0x07ff0000")?;
+    Ok(MarkMask::new(u32::from_str_radix(digits, 16)?)?)
+}
+
+impl Host {
+    fn config(self) -> Config {
+        Config {
+            uplink: self.uplink,
+            bpffs: self.bpffs,
+            mark: self.mark_mask,
+            ..Config::default()
+        }
+    }
+}
+
+/// The kernel of this node behind the loop's port.
+struct Kernel(Dataplane);
+
+impl NodeDataplane for Kernel {
+    async fn apply(&mut self, plan: &NodePlan) -> Report {
+        self.0.apply(plan).await
+    }
+
+    async fn changed(&mut self) {
+        self.0.changed().await;
+    }
+
+    fn subnets(&self) -> BTreeSet<IpNet> {
+        self.0.uplink().addresses.iter().copied().collect()
+    }
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> anyhow::Result<()> {
+    let arguments = Arguments::parse();
+    tracing_subscriber::fmt()
+        .with_env_filter(
+            EnvFilter::builder()
+                .with_default_directive(LevelFilter::INFO.into())
+                .from_env_lossy(),
+        )
+        .with_writer(std::io::stderr)
+        .init();
+    match (arguments.command, arguments.run) {
+        (Some(Command::Cleanup(host)), _) => {
+            let report = cleanup(&host.config()).await;
+            for failure in &report.failures {
+                tracing::error!(
+                    object = failure.object,
+                    message = failure.message,
+                    "not removed"
+                );
+            }
+            if !report.is_complete() {
+                bail!("{} things could not be removed", report.failures.len());
+            }
+            tracing::info!(
+                removed = report.changes,
+                "nothing of egressnat is left on this node"
+            );
+            Ok(())
+        }
+        (None, Some(run)) => {
+            let store = DirectoryStore::open(run.manifests)?;
+            let config = AgentConfig {
+                node: run.node,
+                lease_duration: Duration::from_secs(run.lease_duration),
+                cluster_ranges: run.cluster_ranges,
+            };
+            let dataplane = Dataplane::open(run.host.config())
+                .await
+                .context("the packet path cannot be put in place")?;
+            run_agent(store, Kernel(dataplane), config)
+                .await
+                .context("the agent stopped")
+        }
+        (None, None) => bail!("give --manifests and --node, or the command cleanup"),
+    }
+}
