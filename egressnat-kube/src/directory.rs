@@ -200,7 +200,12 @@ impl DirectoryStore {
         self.get(&key)?.ok_or(StoreError::NotFound(key))
     }
 
-    fn update_status_now(&self, object: Object) -> Result<Object, StoreError> {
+    /// Replaces an object's status, as [`ObjectStore::update_status`] does.
+    ///
+    /// # Errors
+    ///
+    /// There is no such object, or somebody else wrote its status meanwhile.
+    pub fn set_status(&self, object: Object) -> Result<Object, StoreError> {
         let _lock = self.lock()?;
         let key = object.key().clone();
         let old = self
@@ -352,7 +357,7 @@ impl ObjectStore for DirectoryStore {
     }
 
     async fn update_status(&self, object: Object) -> Result<Object, StoreError> {
-        self.update_status_now(object)
+        self.set_status(object)
     }
 
     async fn remove(&self, key: &ObjectKey) -> Result<bool, StoreError> {

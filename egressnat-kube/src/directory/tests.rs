@@ -88,7 +88,7 @@ fn a_manifest_does_not_overwrite_the_status() {
     let (_directory, store) = store();
     store.apply(gateway(&["192.168.1.100"])).unwrap();
     let object = store.get(gateway(&[]).key()).unwrap().unwrap();
-    store.update_status_now(status_with(&object, "Up")).unwrap();
+    store.set_status(status_with(&object, "Up")).unwrap();
     store
         .apply(status_with(&gateway(&["192.168.1.101"]), "Down"))
         .unwrap();

@@ -1,0 +1,249 @@
+//! The objects of a lab's cluster: the default ones, and what a scheduler and a kubelet would fill in.
+
+use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
+
+use anyhow::{Context, Result, bail};
+use egressnat_kube::{DirectoryStore, Kind, Object, ObjectKey};
+use ipnet::Ipv4Net;
+use serde_json::{Value, json};
+
+use crate::topology::SEGMENT;
+
+/// A node as the topology needs it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct NodePlace {
+    pub(crate) name: String,
+    pub(crate) address: Ipv4Addr,
+    pub(crate) pods: Ipv4Net,
+}
+
+/// A pod as the topology needs it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct PodPlace {
+    pub(crate) namespace: String,
+    pub(crate) name: String,
+    pub(crate) node: String,
+    pub(crate) address: Ipv4Addr,
+    pub(crate) host_network: bool,
+}
+
+const CONTROL_PLANE: &str = "node-role.kubernetes.io/control-plane";
+
+/// A control-plane node and `workers` workers.
+pub(crate) fn default_nodes(workers: usize) -> Vec<Object> {
+    let node = |name: &str, labels: Value| {
+        let mut object = Object::new(&ObjectKey::cluster(Kind::Node, name), json!({}));
+        object.value_mut()["metadata"]["labels"] = labels;
+        object
+    };
+    let mut nodes: Vec<Object> = (1..=workers)
+        .map(|n| node(&format!("worker{n}"), json!({})))
+        .collect();
+    nodes.push(node("control-plane", json!({ CONTROL_PLANE: "" })));
+    nodes
+}
+
+/// Namespaces alice, paul and other, with pods that the seeds' policy selects and pods that it does not.
+pub(crate) fn default_pods() -> Vec<Object> {
+    let mut objects = Vec::new();
+    for namespace in ["alice", "paul", "other"] {
+        let mut object = Object::new(&ObjectKey::cluster(Kind::Namespace, namespace), json!({}));
+        object.value_mut()["metadata"]["labels"] = json!({ "user": namespace });
+        objects.push(object);
+    }
+    for (namespace, name, role, node) in [
+        ("alice", "frontend-0", "frontend", "worker1"),
+        ("alice", "frontend-1", "frontend", "worker2"),
+        ("alice", "backend-0", "backend", "worker1"),
+        ("paul", "frontend-0", "frontend", "worker2"),
+        ("other", "client-0", "frontend", "worker1"),
+    ] {
+        let key = ObjectKey::namespaced(Kind::Pod, namespace, name);
+        let spec =
+            json!({ "nodeName": node, "containers": [{ "name": "shell", "image": "none" }] });
+        let mut object = Object::new(&key, json!({ "spec": spec }));
+        object.value_mut()["metadata"]["labels"] = json!({ "role": role });
+        objects.push(object);
+    }
+    objects
+}
+
+/// Gives every node its address and pod range, and writes them to the objects.
+pub(crate) fn place_nodes(store: &DirectoryStore) -> Result<Vec<NodePlace>> {
+    let mut nodes = store.list(Kind::Node)?;
+    // Workers come first, so that they have the small numbers.
+    nodes.sort_by_key(|node| {
+        (
+            node.at("/metadata/labels").get(CONTROL_PLANE).is_some(),
+            node.name().to_owned(),
+        )
+    });
+    let mut addresses = BTreeSet::new();
+    let mut ranges = BTreeSet::new();
+    for node in &nodes {
+        addresses.extend(address_of(node)?);
+        ranges.extend(range_of(node)?);
+    }
+    let mut places = Vec::new();
+    for node in nodes {
+        let address = match address_of(&node)? {
+            Some(address) => address,
+            None => {
+                let free = SEGMENT
+                    .hosts()
+                    .take(90)
+                    .find(|address| !addresses.contains(address));
+                let address =
+                    free.with_context(|| format!("no address is left for node {}", node.name()))?;
+                let mut object = node.clone();
+                object.value_mut()["status"] =
+                    json!({ "addresses": [{ "type": "InternalIP", "address": address }] });
+                set_status(store, object)?;
+                address
+            }
+        };
+        let pods = match range_of(&node)? {
+            Some(range) => range,
+            None => {
+                let candidates =
+                    (1..=254u8).map(|n| Ipv4Net::new_assert(Ipv4Addr::new(10, 10, n, 0), 24));
+                let free = candidates.into_iter().find(|range| !ranges.contains(range));
+                let range =
+                    free.with_context(|| format!("no pod range is left for node {}", node.name()))?;
+                let mut object = node.clone();
+                object.value_mut()["spec"]["podCIDR"] = json!(range.to_string());
+                store.apply(object)?;
+                range
+            }
+        };
+        addresses.insert(address);
+        ranges.insert(pods);
+        places.push(NodePlace {
+            name: node.name().to_owned(),
+            address,
+            pods,
+        });
+    }
+    Ok(places)
+}
+
+/// Writes a status as somebody who just read the object.
+fn set_status(store: &DirectoryStore, mut object: Object) -> Result<()> {
+    if let Some(metadata) = object.value_mut()["metadata"].as_object_mut() {
+        metadata.remove("resourceVersion");
+    }
+    store.set_status(object)?;
+    Ok(())
+}
+
+fn address_of(node: &Object) -> Result<Option<Ipv4Addr>> {
+    let addresses = node
+        .at("/status/addresses")
+        .as_array()
+        .cloned()
+        .unwrap_or_default();
+    let Some(text) = addresses
+        .iter()
+        .find(|a| a["type"] == "InternalIP")
+        .and_then(|a| a["address"].as_str())
+    else {
+        return Ok(None);
+    };
+    let address: Ipv4Addr = text
+        .parse()
+        .with_context(|| format!("{}: InternalIP {text:?}", node.key()))?;
+    if !SEGMENT.contains(&address) {
+        bail!(
+            "{}: status.addresses: {address} is not in the lab's segment: use an address of {SEGMENT}",
+            node.key()
+        );
+    }
+    Ok(Some(address))
+}
+
+fn range_of(node: &Object) -> Result<Option<Ipv4Net>> {
+    let Some(text) = node.at("/spec/podCIDR").as_str() else {
+        return Ok(None);
+    };
+    Ok(Some(text.parse().with_context(|| {
+        format!("{}: spec.podCIDR {text:?}", node.key())
+    })?))
+}
+
+/// Puts every pod on a node and gives it its address, and writes both to the objects.
+pub(crate) fn place_pods(store: &DirectoryStore, nodes: &[NodePlace]) -> Result<Vec<PodPlace>> {
+    let mut places: Vec<PodPlace> = Vec::new();
+    let (placed, open): (Vec<Object>, Vec<Object>) = store
+        .list(Kind::Pod)?
+        .into_iter()
+        .partition(|pod| pod.at("/status/podIP").is_string());
+    for pod in placed.into_iter().chain(open) {
+        let host_network = pod.at("/spec/hostNetwork").as_bool().unwrap_or(false);
+        let node = match pod.at("/spec/nodeName").as_str() {
+            Some(name) => nodes
+                .iter()
+                .find(|node| node.name == name)
+                .with_context(|| {
+                    format!(
+                        "{}: spec.nodeName: there is no node {name:?}: name one of {}",
+                        pod.key(),
+                        names(nodes)
+                    )
+                })?,
+            None => {
+                let count =
+                    |node: &NodePlace| places.iter().filter(|pod| pod.node == node.name).count();
+                let node = nodes
+                    .iter()
+                    .min_by_key(|node| count(node))
+                    .context("there is no node for pods")?;
+                let mut object = pod.clone();
+                object.value_mut()["spec"]["nodeName"] = json!(node.name);
+                store.apply(object)?;
+                node
+            }
+        };
+        let address = match pod.at("/status/podIP").as_str() {
+            Some(text) => text
+                .parse()
+                .with_context(|| format!("{}: status.podIP {text:?}", pod.key()))?,
+            None => {
+                let is_free = |address: &Ipv4Addr| places.iter().all(|pod| pod.address != *address);
+                // The first is the node's own by custom.
+                let free = node.pods.hosts().skip(1).find(is_free);
+                let free = if host_network {
+                    Some(node.address)
+                } else {
+                    free
+                };
+                let address = free.with_context(|| {
+                    format!("no address is left in {} for {}", node.pods, pod.key())
+                })?;
+                let mut object = pod.clone();
+                let text = address.to_string();
+                object.value_mut()["status"] =
+                    json!({ "phase": "Running", "podIP": text, "podIPs": [{ "ip": text }] });
+                set_status(store, object)?;
+                address
+            }
+        };
+        places.push(PodPlace {
+            namespace: pod.namespace().unwrap_or_default().to_owned(),
+            name: pod.name().to_owned(),
+            node: node.name.clone(),
+            address,
+            host_network,
+        });
+    }
+    places.sort_by_key(|pod| (pod.namespace.clone(), pod.name.clone()));
+    Ok(places)
+}
+
+fn names(nodes: &[NodePlace]) -> String {
+    nodes
+        .iter()
+        .map(|node| node.name.as_str())
+        .collect::<Vec<_>>()
+        .join(", ")
+}

@@ -1,0 +1,29 @@
+//! A cluster of network namespaces on one machine: made for playing with egressnat, and for proving it.
+//!
+//! Each node is a namespace with an agent process of its own, each pod a namespace behind a routed veth pair. The nodes
+//! share an L2 segment, 192.168.1.0/24; behind a router there is an outside network with servers at 8.8.8.8 and 9.9.9.9
+//! that answer with the client's address as they saw it. Objects are a directory of YAML files.
+//!
+//! ```text
+//!  pod ─ veth ─ node worker1 ─┐                      ┌─ 8.8.8.8  HTTP :80, echo :7
+//!  pod ─ veth ─ node worker2 ─┼─ bridge ── router ── outside
+//!               control-plane ┘                      └─ 9.9.9.9
+//! ```
+//!
+//! * [`Lab`]: up, apply, exec, power off, freeze, down.
+//! * [`probe`]: what a client in a namespace sees.
+//! * [`demo`]: the tour.
+#![deny(missing_docs)]
+
+mod cluster;
+pub mod demo;
+pub mod get;
+mod lab;
+mod netns;
+pub mod probe;
+mod process;
+pub mod server;
+mod topology;
+
+pub use lab::{Lab, Target, UpOptions};
+pub use netns::within;
