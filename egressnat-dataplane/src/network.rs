@@ -328,7 +328,13 @@ impl Network {
                 self.add_tunnel_device(config, uplink).await?
             }
         };
-        if self.addresses(index).await?.is_empty() {
+        let own = IpNet::V4(Ipv4Net::from(TUNNEL_ADDRESS));
+        let has_own = self
+            .addresses(index)
+            .await?
+            .iter()
+            .any(|message| network_of(message) == Some(own));
+        if !has_own {
             let add = self
                 .handle
                 .address()

@@ -1,6 +1,7 @@
 //! The agent: makes its node's plan real in the kernel.
 
 use std::collections::BTreeSet;
+use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -16,12 +17,16 @@ use tracing_subscriber::filter::LevelFilter;
 
 /// Steers and translates the egress traffic of one node.
 #[derive(Parser)]
-#[command(version, args_conflicts_with_subcommands = true)]
+#[command(
+    version,
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true
+)]
 struct Arguments {
     #[command(subcommand)]
     command: Option<Command>,
     #[command(flatten)]
-    run: Option<Run>,
+    run: Run,
 }
 
 #[derive(Subcommand)]
@@ -33,11 +38,11 @@ enum Command {
 #[derive(Args)]
 struct Run {
     /// Directory of YAML files that holds the objects.
-    #[arg(long, value_name = "DIR")]
-    manifests: PathBuf,
+    #[arg(long, value_name = "DIR", required = true)]
+    manifests: Option<PathBuf>,
     /// The node this agent runs on.
-    #[arg(long, value_name = "NAME")]
-    node: NodeName,
+    #[arg(long, value_name = "NAME", required = true)]
+    node: Option<NodeName>,
     /// How many seconds the node counts as up after a renewal of its lease.
     #[arg(long, value_name = "SECONDS", default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..))]
     lease_duration: u64,
@@ -106,40 +111,38 @@ async fn main() -> anyhow::Result<()> {
                 .from_env_lossy(),
         )
         .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
         .init();
-    match (arguments.command, arguments.run) {
-        (Some(Command::Cleanup(host)), _) => {
-            let report = cleanup(&host.config()).await;
-            for failure in &report.failures {
-                tracing::error!(
-                    object = failure.object,
-                    message = failure.message,
-                    "not removed"
-                );
-            }
-            if !report.is_complete() {
-                bail!("{} things could not be removed", report.failures.len());
-            }
-            tracing::info!(
-                removed = report.changes,
-                "nothing of egressnat is left on this node"
+    if let Some(Command::Cleanup(host)) = arguments.command {
+        let report = cleanup(&host.config()).await;
+        for failure in &report.failures {
+            tracing::error!(
+                object = failure.object,
+                message = failure.message,
+                "not removed"
             );
-            Ok(())
         }
-        (None, Some(run)) => {
-            let store = DirectoryStore::open(run.manifests)?;
-            let config = AgentConfig {
-                node: run.node,
-                lease_duration: Duration::from_secs(run.lease_duration),
-                cluster_ranges: run.cluster_ranges,
-            };
-            let dataplane = Dataplane::open(run.host.config())
-                .await
-                .context("the packet path cannot be put in place")?;
-            run_agent(store, Kernel(dataplane), config)
-                .await
-                .context("the agent stopped")
+        if !report.is_complete() {
+            bail!("{} things could not be removed", report.failures.len());
         }
-        (None, None) => bail!("give --manifests and --node, or the command cleanup"),
+        tracing::info!(
+            removed = report.changes,
+            "nothing of egressnat is left on this node"
+        );
+        return Ok(());
     }
+    let run = arguments.run;
+    // Options only for the sake of the subcommand, which takes neither.
+    let store = DirectoryStore::open(run.manifests.context("--manifests is missing")?)?;
+    let config = AgentConfig {
+        node: run.node.context("--node is missing")?,
+        lease_duration: Duration::from_secs(run.lease_duration),
+        cluster_ranges: run.cluster_ranges,
+    };
+    let dataplane = Dataplane::open(run.host.config())
+        .await
+        .context("the packet path cannot be put in place")?;
+    run_agent(store, Kernel(dataplane), config)
+        .await
+        .context("the agent stopped")
 }

@@ -1,5 +1,6 @@
 //! The controller: assigns floating IPs to nodes, tells status and events.
 
+use std::io::IsTerminal;
 use std::path::PathBuf;
 
 use anyhow::Context;
@@ -31,6 +32,7 @@ async fn main() -> anyhow::Result<()> {
                 .from_env_lossy(),
         )
         .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
         .init();
     let store = DirectoryStore::open(arguments.manifests)?;
     let config = ControllerConfig {

@@ -122,9 +122,11 @@ impl Tour<'_> {
 
         self.heading("5. The gateway node loses its power under running traffic")?;
         let traffic = Traffic::start(&self.lab.namespace(&away)?, SERVER)?;
+        traffic.wait_for_answers(25, PATIENCE)?;
         self.lab.power_off(&holder)?;
         let new_holder = self.until_moved(&group, &holder)?;
         self.until_source(&away, SERVER, FLOATING)?;
+        traffic.wait_for_answers(25, PATIENCE)?;
         let observed = traffic.finish()?;
         let only: Vec<Ipv4Addr> = observed.sources.iter().copied().collect();
         writeln!(

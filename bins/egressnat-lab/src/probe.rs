@@ -3,7 +3,7 @@
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -120,6 +120,7 @@ fn http(server: Ipv4Addr, path: &str) -> Result<String> {
 /// A client that asks without pause, to see what an event does to running traffic.
 pub struct Traffic {
     stop: Arc<AtomicBool>,
+    answers: Arc<AtomicU32>,
     thread: JoinHandle<Result<Observed>>,
 }
 
@@ -153,9 +154,26 @@ impl Traffic {
             std::io::Result::Ok(socket)
         })??;
         let stop = Arc::new(AtomicBool::new(false));
-        let stopped = Arc::clone(&stop);
-        let thread = thread::spawn(move || ask(&socket, &stopped));
-        Ok(Self { stop, thread })
+        let answers = Arc::new(AtomicU32::new(0));
+        let (stopped, counted) = (Arc::clone(&stop), Arc::clone(&answers));
+        let thread = thread::spawn(move || ask(&socket, &stopped, &counted));
+        Ok(Self {
+            stop,
+            answers,
+            thread,
+        })
+    }
+
+    /// Waits for `count` more answers.
+    ///
+    /// # Errors
+    ///
+    /// They did not come in time.
+    pub fn wait_for_answers(&self, count: u32, patience: Duration) -> Result<()> {
+        let start = self.answers.load(Ordering::Relaxed);
+        until(&format!("{count} answers of one flow"), patience, || {
+            (self.answers.load(Ordering::Relaxed) >= start + count).then_some(())
+        })
     }
 
     /// Ends it, and tells what it saw.
@@ -173,7 +191,7 @@ impl Traffic {
 }
 
 /// A socket stays in the namespace it was made in, so this can run anywhere.
-fn ask(socket: &UdpSocket, stop: &AtomicBool) -> Result<Observed> {
+fn ask(socket: &UdpSocket, stop: &AtomicBool, answers: &AtomicU32) -> Result<Observed> {
     let mut observed = Observed::default();
     let mut last_answer = Instant::now();
     let mut next = Instant::now();
@@ -190,6 +208,7 @@ fn ask(socket: &UdpSocket, stop: &AtomicBool) -> Result<Observed> {
             observed.longest_gap = observed.longest_gap.max(now - last_answer);
             last_answer = now;
             observed.answered += 1;
+            answers.store(observed.answered, Ordering::Relaxed);
             observed
                 .sources
                 .insert(parse_client(&String::from_utf8_lossy(&buffer[..length]))?);

@@ -28,7 +28,11 @@ pub(crate) fn command(
     program: &Path,
 ) -> Result<Command> {
     let mut command = Command::new(program);
-    command.env(LAB, lab).env(ROLE, role);
+    // A stack trace says nothing to who reads the log.
+    command
+        .env(LAB, lab)
+        .env(ROLE, role)
+        .env("RUST_BACKTRACE", "0");
     if let Some(namespace) = namespace {
         let path = netns::path(namespace);
         let file = File::open(&path)

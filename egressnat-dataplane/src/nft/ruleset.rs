@@ -28,6 +28,10 @@ const MANGLE: i32 = -150;
 /// Before other source NAT (100): what we decide is decided.
 const BEFORE_SRCNAT: i32 = 95;
 
+/// The conntrack zone of flows that are translated on this node. A flow of a local pod that was steered to another node
+/// has an entry without translation in the default zone; when its egress IP comes here, it starts anew in this one.
+const ZONE: u16 = 1190;
+
 /// `ct state` bits.
 const CT_INVALID_OR_NEW: u32 = 1 | 8;
 const CT_DIRECTION_REPLY: u8 = 1;
@@ -74,25 +78,61 @@ impl Ruleset {
         Ok(true)
     }
 
+    /// Before connection tracking: what is tracked, and in which zone.
     fn raw_chains(&self, table: &Table, batch: &mut Batch) {
-        for (name, hook) in [(c"tunnel_in", Hook::PreRouting), (c"tunnel_out", Hook::Out)] {
-            let chain = base_chain(name, table, ChainType::Filter, hook, RAW, batch);
+        let prerouting = base_chain(
+            c"raw_prerouting",
+            table,
+            ChainType::Filter,
+            Hook::PreRouting,
+            RAW,
+            batch,
+        );
+        let output = base_chain(
+            c"raw_output",
+            table,
+            ChainType::Filter,
+            Hook::Out,
+            RAW,
+            batch,
+        );
+        for chain in [&prerouting, &output] {
             let exprs = [
                 expr::protocol(),
                 expr::is(&[libc::IPPROTO_UDP as u8]),
                 expr::destination_port(),
                 expr::is(&self.tunnel_port.to_be_bytes()),
                 expr::notrack(),
+                // Or the rule for replies would have it tracked all the same.
+                expr::accept(),
             ];
             batch.add(
-                &rule(
-                    &chain,
-                    c"tunnel packets need no connection tracking",
-                    &exprs,
-                ),
+                &rule(chain, c"tunnel packets need no connection tracking", &exprs),
                 MsgType::Add,
             );
         }
+        let zone = ZONE.to_ne_bytes();
+        let outbound = [
+            expr::mark(),
+            expr::and(self.mark.tunnel()),
+            expr::is(&0u32.to_ne_bytes()),
+            expr::mark(),
+            expr::and(self.mark.mask()),
+            expr::is_not(&0u32.to_ne_bytes()),
+            expr::is_not(&self.mark.keep().to_ne_bytes()),
+            expr::load(&zone),
+            expr::set_ct_zone(),
+        ];
+        let comment =
+            c"translated here: tracked apart from what the same flow was while it was steered away";
+        batch.add(&rule(&prerouting, comment, &outbound), MsgType::Add);
+        let inbound = [
+            expr::destination(),
+            expr::is_in(SetName::FloatingIps.as_cstr()),
+            expr::load(&zone),
+            expr::set_ct_zone(),
+        ];
+        batch.add(&rule(&prerouting, c"their replies", &inbound), MsgType::Add);
     }
 
     fn prerouting_chain(&self, table: &Table, batch: &mut Batch) {
