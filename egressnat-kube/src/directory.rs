@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use crate::kind::Kind;
 use crate::manifest::ManifestError;
-use crate::object::{Object, ObjectKey};
+use crate::object::{Object, ObjectKey, fnv1a64};
 use crate::resource;
 use crate::store::{ObjectStore, StoreError, Watch};
 
@@ -143,19 +143,20 @@ impl DirectoryStore {
     ///
     /// The object is written by hand, or the file cannot be removed.
     pub fn delete(&self, key: &ObjectKey) -> Result<bool, StoreError> {
-        let _lock = self.lock()?;
+        let _lock = self.lock(key)?;
         let Some(object) = self.get(key)? else {
             return Ok(false);
         };
         self.check_ours(&object)?;
         fs::remove_file(self.path(key)).map_err(failed(format!("delete {key}")))?;
         let _ = fs::remove_file(self.status_path(key));
+        self.wake()?;
         Ok(true)
     }
 
     fn create_now(&self, mut object: Object) -> Result<Object, StoreError> {
         resource::validate(&object)?;
-        let _lock = self.lock()?;
+        let _lock = self.lock(object.key())?;
         if self.get(object.key())?.is_some() {
             return Err(StoreError::Exists(object.key().clone()));
         }
@@ -170,7 +171,7 @@ impl DirectoryStore {
 
     fn update_now(&self, mut object: Object) -> Result<Object, StoreError> {
         resource::validate(&object)?;
-        let _lock = self.lock()?;
+        let _lock = self.lock(object.key())?;
         let old = self
             .get(object.key())?
             .ok_or_else(|| StoreError::NotFound(object.key().clone()))?;
@@ -206,8 +207,8 @@ impl DirectoryStore {
     ///
     /// There is no such object, or somebody else wrote its status meanwhile.
     pub fn set_status(&self, object: Object) -> Result<Object, StoreError> {
-        let _lock = self.lock()?;
         let key = object.key().clone();
+        let _lock = self.lock(&key)?;
         let old = self
             .get(&key)?
             .ok_or_else(|| StoreError::NotFound(key.clone()))?;
@@ -231,9 +232,10 @@ impl DirectoryStore {
             fs::create_dir_all(parent).map_err(io_error())?;
         }
         // Hidden, so that nobody reads it as an object; one name, so that a killed writer leaves one file at most.
-        let temporary = self.directory.join(".writing");
+        let temporary = path.with_file_name(format!(".{}.writing", key.name));
         fs::write(&temporary, text).map_err(io_error())?;
-        fs::rename(&temporary, path).map_err(io_error())
+        fs::rename(&temporary, path).map_err(io_error())?;
+        self.wake()
     }
 
     fn check_ours(&self, object: &Object) -> Result<(), StoreError> {
@@ -264,14 +266,26 @@ impl DirectoryStore {
         self.directory.join(STATUS).join(relative(key))
     }
 
-    fn lock(&self) -> Result<Flock<fs::File>, StoreError> {
-        let path = self.directory.join(".lock");
+    /// Keeps other writers of an object out. A writer that is stopped in the middle keeps out only those of the few objects
+    /// that share its lock.
+    fn lock(&self, key: &ObjectKey) -> Result<Flock<fs::File>, StoreError> {
+        let directory = self.directory.join(".locks");
+        let path = directory.join((fnv1a64(key.to_string().bytes()) % LOCKS).to_string());
         let operation = || failed(format!("lock {}", path.display()));
+        fs::create_dir_all(&directory).map_err(operation())?;
         let file = fs::File::create(&path).map_err(operation())?;
         Flock::lock(file, FlockArg::LockExclusive)
             .map_err(|(_, errno)| operation()(io::Error::from(errno)))
     }
+
+    /// Wakes the watches: a watch may miss the first file of a directory that is new, but never this one.
+    fn wake(&self) -> Result<(), StoreError> {
+        fs::write(self.directory.join(".changed"), "").map_err(failed("tell the watches"))
+    }
 }
+
+/// How many lock files there are.
+const LOCKS: u64 = 64;
 
 /// Where status is kept, below the directory.
 const STATUS: &str = ".status";

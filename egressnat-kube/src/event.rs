@@ -6,7 +6,7 @@ use egressnat_core::{Finding, Subject};
 use serde_json::json;
 
 use crate::kind::Kind;
-use crate::object::{Object, ObjectKey};
+use crate::object::{Object, ObjectKey, fnv1a64};
 use crate::resource::object_key;
 use crate::store::{ObjectStore, StoreError};
 
@@ -51,15 +51,8 @@ impl From<&Finding> for Fact {
 impl Fact {
     /// Named after the fact, so that a controller that starts anew finds the event it wrote before.
     fn key(&self) -> ObjectKey {
-        let hash = self
-            .reason
-            .bytes()
-            .chain(self.about.kind.as_str().bytes())
-            .chain(self.message.bytes())
-            // FNV-1a, 64 bits: the name must be the same with every release.
-            .fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| {
-                (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-            });
+        let parts = [self.reason, self.about.kind.as_str(), &self.message];
+        let hash = fnv1a64(parts.into_iter().flat_map(str::bytes));
         let namespace = self
             .about
             .namespace

@@ -76,6 +76,13 @@ impl fmt::Display for ObjectKey {
     }
 }
 
+/// FNV-1a, 64 bits: where processes of any release must come to the same number.
+pub(crate) fn fnv1a64(bytes: impl Iterator<Item = u8>) -> u64 {
+    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    })
+}
+
 /// An object of a known kind, as the JSON document it was written as: nothing that we do not know is lost.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Object {

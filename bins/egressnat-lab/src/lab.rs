@@ -8,7 +8,9 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use egressnat_kube::{Applied, DirectoryStore, Kind, Manifests, Object, ObjectKey, read_manifests};
+use egressnat_kube::{
+    Applied, DirectoryStore, Kind, Manifests, Object, ObjectKey, StoreError, read_manifests,
+};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::signal::Signal;
 
@@ -386,7 +388,7 @@ impl Lab {
         let mut outcome = Outcome::default();
         for object in objects {
             let key = object.key().clone();
-            match store.apply(object) {
+            match apply_one(&store, object) {
                 Ok(applied) => outcome.applied.push((key, applied)),
                 Err(error) => outcome.errors.push(error.to_string()),
             }
@@ -644,7 +646,38 @@ fn agent_name(node: &str) -> String {
 fn apply_all(store: &DirectoryStore, objects: Vec<Object>) -> Vec<String> {
     objects
         .into_iter()
-        .filter_map(|object| store.apply(object).err())
+        .filter_map(|object| apply_one(store, object).err())
         .map(|error| error.to_string())
         .collect()
+}
+
+/// Applies an object. A node's addresses and a pod's IP stand in the status, which a manifest does not set; here, where
+/// the lab is the kubelet, it does, as long as there is none.
+///
+/// What the lab filled in as the scheduler stays when a manifest that does not name it is applied again.
+fn apply_one(store: &DirectoryStore, mut object: Object) -> Result<Applied, StoreError> {
+    let status = object.at("/status").clone();
+    let key = object.key().clone();
+    let filled_in = match key.kind {
+        Kind::Node => Some("podCIDR"),
+        Kind::Pod => Some("nodeName"),
+        _ => None,
+    };
+    if let (Some(field), Some(known)) = (filled_in, store.get(&key)?)
+        && object.at("/spec").get(field).is_none()
+        && let Some(value) = known.at("/spec").get(field)
+    {
+        object.value_mut()["spec"][field] = value.clone();
+    }
+    let applied = store.apply(object)?;
+    if matches!(key.kind, Kind::Node | Kind::Pod)
+        && !status.is_null()
+        && let Some(mut known) = store
+            .get(&key)?
+            .filter(|known| known.at("/status").is_null())
+    {
+        known.value_mut()["status"] = status;
+        store.set_status(known)?;
+    }
+    Ok(applied)
 }

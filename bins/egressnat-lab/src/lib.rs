@@ -25,5 +25,5 @@ mod process;
 pub mod server;
 mod topology;
 
-pub use lab::{Lab, Target, UpOptions};
+pub use lab::{Lab, Outcome, Target, UpOptions};
 pub use netns::within;

@@ -38,7 +38,7 @@ pub(super) struct Scan {
 impl Scan {
     /// Looks at every file, and reads those that have changed.
     pub(super) fn refresh(&mut self, directory: &Path) {
-        refresh(&mut self.files, manifest_files(directory), |path| {
+        refresh(&mut self.files, manifest_files(directory), |path, old| {
             let mut manifests = Manifests::default();
             // A file that was removed meanwhile holds nothing.
             match fs::read_to_string(path) {
@@ -52,6 +52,17 @@ impl Scan {
                     });
                 }
             }
+            // While a file is broken, what it held before stays in force: a slip of the pen takes nothing away.
+            if let (Some(old), false) = (old, manifests.errors.is_empty()) {
+                let is_missing = |object: &&Object| {
+                    manifests
+                        .objects
+                        .iter()
+                        .all(|new| new.key() != object.key())
+                };
+                let kept: Vec<Object> = old.objects.iter().filter(is_missing).cloned().collect();
+                manifests.objects.extend(kept);
+            }
             manifests
         });
         let root = directory.join(STATUS);
@@ -61,7 +72,7 @@ impl Scan {
             .into_iter()
             .map(|(path, entry)| (root.join(path), entry))
             .collect();
-        refresh(&mut by_path, manifest_files(&root), |path| {
+        refresh(&mut by_path, manifest_files(&root), |path, _| {
             let text = fs::read_to_string(path).unwrap_or_default();
             serde_yaml_ng::from_str(&text).unwrap_or(Value::Null)
         });
@@ -127,14 +138,14 @@ impl Scan {
 fn refresh<T>(
     known: &mut BTreeMap<PathBuf, (Stamp, T)>,
     paths: Vec<PathBuf>,
-    read: impl Fn(&Path) -> T,
+    read: impl Fn(&Path, Option<&T>) -> T,
 ) {
     let mut old = std::mem::take(known);
     for path in paths {
         let Some(stamp) = stamp(&path) else { continue };
         let entry = match old.remove(&path) {
             Some(entry) if entry.0 == stamp => entry,
-            _ => (stamp, read(&path)),
+            old => (stamp, read(&path, old.as_ref().map(|(_, content)| content))),
         };
         known.insert(path, entry);
     }

@@ -161,3 +161,20 @@ fn an_object_that_makes_no_sense_is_refused() {
     assert!(error.to_string().contains("spec.floatingIPs[0]"), "{error}");
     assert_eq!(store.list(Kind::NetworkGatewayGroup).unwrap(), []);
 }
+
+#[test]
+fn while_a_file_is_broken_what_it_held_stays() {
+    let (_directory, store) = store();
+    let path = store.directory().join("mine.yaml");
+    fs::write(
+        &path,
+        "apiVersion: v1\nkind: Namespace\nmetadata: {name: alice}\n",
+    )
+    .unwrap();
+    assert_eq!(store.list(Kind::Namespace).unwrap().len(), 1);
+    fs::write(&path, "apiVersion: v1\nkind: Name").unwrap();
+    assert_eq!(store.list(Kind::Namespace).unwrap().len(), 1);
+    assert_eq!(store.errors().len(), 1);
+    fs::write(&path, "").unwrap();
+    assert_eq!(store.list(Kind::Namespace).unwrap().len(), 0);
+}

@@ -1,0 +1,153 @@
+//! Real packets through real kernels' namespaces: the lab with the real controller and agents. Needs root.
+#![expect(clippy::unwrap_used, reason = "a test fails by it")]
+
+mod input;
+mod packets;
+mod restarts;
+mod teardown;
+
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use egressnat_kube::{Kind, Object, ObjectKey};
+use egressnat_lab::probe::{Protocol, seen_source, until};
+use egressnat_lab::{Lab, Target, UpOptions};
+use serde_json::Value;
+
+const PATIENCE: Duration = Duration::from_secs(20);
+const SERVER: Ipv4Addr = Ipv4Addr::new(8, 8, 8, 8);
+const FLOATING: Ipv4Addr = Ipv4Addr::new(192, 168, 1, 100);
+
+/// A lab of its own for one test, taken down when the test ends, however it ends.
+struct TestLab(Lab);
+
+impl std::ops::Deref for TestLab {
+    type Target = Lab;
+
+    fn deref(&self) -> &Lab {
+        &self.0
+    }
+}
+
+impl Drop for TestLab {
+    fn drop(&mut self) {
+        let down = self.0.down();
+        if !std::thread::panicking() {
+            down.expect("nothing is left of the lab");
+        }
+    }
+}
+
+fn examples(version: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+        .join("../../examples")
+        .join(version)
+}
+
+impl TestLab {
+    /// Not up yet, under a name that no other test has.
+    fn new() -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let name = format!(
+            "t{}x{}",
+            std::process::id(),
+            COUNT.fetch_add(1, Ordering::Relaxed)
+        );
+        Self(Lab::open(&name).unwrap())
+    }
+
+    /// Up, with the seeds' v1 manifests, and with .100 in use.
+    fn with_policy() -> Self {
+        let lab = Self::new();
+        let options = UpOptions {
+            manifests: vec![examples("v1")],
+            ..UpOptions::default()
+        };
+        assert_eq!(lab.up(&options).unwrap(), [""; 0]);
+        for name in ["frontend-0", "frontend-1"] {
+            lab.until_seen_as(&pod(name), FLOATING);
+        }
+        lab
+    }
+
+    fn seen(&self, from: &Target, protocol: Protocol) -> anyhow::Result<Ipv4Addr> {
+        seen_source(&self.namespace(from)?, SERVER, protocol)
+    }
+
+    fn until_seen_as(&self, from: &Target, want: Ipv4Addr) {
+        let what = format!("{from} to be seen as {want}");
+        until(&what, PATIENCE, || {
+            self.seen(from, Protocol::Udp)
+                .ok()
+                .filter(|seen| *seen == want)
+        })
+        .unwrap();
+    }
+
+    fn object(&self, key: &ObjectKey) -> Object {
+        self.store()
+            .unwrap()
+            .get(key)
+            .unwrap()
+            .unwrap_or_else(|| panic!("there is no {key}"))
+    }
+
+    /// The node that holds .100 by the status.
+    fn holder(&self) -> String {
+        let key = ObjectKey::namespaced(Kind::NetworkGatewayGroup, "kube-system", "default");
+        let status = self
+            .object(&key)
+            .at("/status/floatingIPs/192.168.1.100")
+            .clone();
+        status.as_str().expect("somebody holds it").to_owned()
+    }
+
+    /// A selected pod on the node that holds .100, and one on another.
+    fn beside_and_away(&self) -> (Target, Target) {
+        let on = |node: &str| {
+            if node == "worker1" {
+                pod("frontend-0")
+            } else {
+                pod("frontend-1")
+            }
+        };
+        let holder = self.holder();
+        let other = if holder == "worker1" {
+            "worker2"
+        } else {
+            "worker1"
+        };
+        (on(&holder), on(other))
+    }
+
+    fn log(&self, name: &str) -> String {
+        std::fs::read_to_string(self.directory().join(format!("logs/{name}.log")))
+            .unwrap_or_default()
+    }
+
+    fn apply_text(&self, text: &str) -> egressnat_lab::Outcome {
+        let objects = serde_yaml_ng::Deserializer::from_str(text)
+            .map(|document| {
+                Object::from_value(serde::Deserialize::deserialize(document).unwrap()).unwrap()
+            })
+            .collect();
+        self.apply_objects(objects).unwrap()
+    }
+
+    /// Every object but the leases, which are renewed for ever.
+    fn objects_at_rest(&self) -> Vec<Value> {
+        let store = self.store().unwrap();
+        let kinds = Kind::ALL.into_iter().filter(|kind| *kind != Kind::Lease);
+        kinds
+            .flat_map(|kind| store.list(kind).unwrap())
+            .map(|object| object.value().clone())
+            .collect()
+    }
+}
+
+/// A pod of alice's.
+fn pod(name: &str) -> Target {
+    Target::Pod("alice".to_owned(), name.to_owned())
+}

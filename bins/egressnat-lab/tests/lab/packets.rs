@@ -1,0 +1,177 @@
+use std::io::{BufRead, BufReader};
+use std::process::Stdio;
+use std::time::Instant;
+
+use super::*;
+use egressnat_lab::demo;
+
+#[test]
+fn the_tour_finds_everything_as_it_must_be_e1_e12_e20_e21_e30_e31_e40() {
+    let lab = TestLab::new();
+    let mut text = Vec::new();
+    let outcome = demo::run(&lab, &mut text);
+    let text = String::from_utf8(text).unwrap();
+    assert!(outcome.is_ok(), "{}\n{text}", outcome.unwrap_err());
+}
+
+#[test]
+fn the_wire_shows_the_tunnel_and_the_translated_packet_e40() {
+    let lab = TestLab::with_policy();
+    let (_, away) = lab.beside_and_away();
+    let holder = Target::Node(lab.holder());
+    let mut capture = lab
+        .command(&holder, "tcpdump")
+        .unwrap()
+        .args(["-l", "-n", "-i", "eth0", "udp port 8473 or host 8.8.8.8"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // It says when it listens.
+    let mut messages = BufReader::new(capture.stderr.take().unwrap()).lines();
+    assert!(messages.any(|line| line.unwrap().starts_with("listening on")));
+    let seen = lab.seen(&away, Protocol::Tcp).unwrap();
+    let mut lines = BufReader::new(capture.stdout.take().unwrap())
+        .lines()
+        .map(|line| line.unwrap());
+    let mut before = Vec::new();
+    let mut find = |part: &str| {
+        let found = lines.by_ref().find(|line| {
+            before.push(line.clone());
+            line.contains(part)
+        });
+        assert!(found.is_some(), "{part:?} in {before:#?}");
+    };
+    // Source node's address to the floating IP itself, then the floating IP to the server.
+    find("> 192.168.1.100.8473: UDP");
+    find("IP 192.168.1.100.");
+    capture.kill().unwrap();
+    capture.wait().unwrap();
+    assert_eq!(seen, FLOATING);
+    assert!(
+        !before.iter().any(|line| line.contains("IP 10.10.")),
+        "an untranslated packet: {before:#?}"
+    );
+}
+
+#[test]
+fn a_policy_change_reaches_the_kernel_at_once() {
+    let lab = TestLab::with_policy();
+    let (_, away) = lab.beside_and_away();
+    let namespace = lab.namespace(&away).unwrap();
+    let other = Ipv4Addr::new(9, 9, 9, 9);
+    assert_ne!(
+        seen_source(&namespace, other, Protocol::Udp).unwrap(),
+        FLOATING
+    );
+    let text = std::fs::read_to_string(examples("v1").join("policy.yaml")).unwrap();
+    let start = Instant::now();
+    lab.apply_text(&text.replace("- cidr: 8.8.8.0/24", "- cidr: 9.9.9.0/24"));
+    let as_floating = || {
+        seen_source(&namespace, other, Protocol::Udp)
+            .ok()
+            .filter(|seen| *seen == FLOATING)
+    };
+    until("the policy in the kernel", PATIENCE, as_floating).unwrap();
+    // Seen, not judged: how long depends on what else the machine does.
+    eprintln!(
+        "from apply to the server's view: {} ms",
+        start.elapsed().as_millis()
+    );
+    lab.until_seen_as(&away, lab.node_address(&away));
+}
+
+#[test]
+fn a_pod_that_comes_later_is_steered_without_a_restart() {
+    let lab = TestLab::with_policy();
+    lab.apply_text(
+        "apiVersion: v1\nkind: Pod\nmetadata:\n  name: late\n  namespace: alice\n  labels: {role: frontend}\nspec: {}\n",
+    );
+    lab.until_seen_as(&pod("late"), FLOATING);
+}
+
+#[test]
+fn a_flow_outlives_the_death_of_its_gateway_with_its_address_and_port_e42() {
+    let lab = TestLab::with_policy();
+    let (_, away) = lab.beside_and_away();
+    let traffic =
+        egressnat_lab::probe::Traffic::start(&lab.namespace(&away).unwrap(), SERVER).unwrap();
+    traffic.wait_for_answers(10, PATIENCE).unwrap();
+    lab.power_off(&lab.holder()).unwrap();
+    let wait = traffic.wait_for_answers(10, PATIENCE);
+    let observed = traffic.finish().unwrap();
+    wait.unwrap();
+    assert_eq!(
+        observed.sources,
+        [FLOATING].into(),
+        "the same flow, never with another address"
+    );
+}
+
+#[test]
+fn a_floating_ip_takes_no_new_connections_and_answers_no_stranger_e47() {
+    let lab = TestLab::with_policy();
+    let ping = lab
+        .output(
+            &Target::Outside,
+            &["ping", "-c", "1", "-W", "1", "192.168.1.100"],
+        )
+        .unwrap();
+    assert!(
+        !ping.status.success(),
+        "{}",
+        String::from_utf8_lossy(&ping.stdout)
+    );
+    let connect = lab
+        .output(
+            &Target::Outside,
+            &["curl", "-s", "-m", "1", "http://192.168.1.100/"],
+        )
+        .unwrap();
+    assert_eq!(connect.status.code(), Some(28), "a time-out, not a refusal");
+}
+
+#[test]
+fn no_pod_address_is_ever_seen_outside_of_the_cluster() {
+    let lab = TestLab::with_policy();
+    let (beside, away) = lab.beside_and_away();
+    let mut capture = lab
+        .command(&Target::Router, "tcpdump")
+        .unwrap()
+        .args(["-l", "-n", "-i", "out0", "src net 10.10.0.0/16"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut messages = BufReader::new(capture.stderr.take().unwrap()).lines();
+    assert!(messages.any(|line| line.unwrap().starts_with("listening on")));
+    for target in [&beside, &away, &pod("backend-0")] {
+        for protocol in [Protocol::Tcp, Protocol::Udp, Protocol::Http] {
+            lab.seen(target, protocol).unwrap();
+        }
+    }
+    lab.power_off(&lab.holder()).unwrap();
+    lab.until_seen_as(&away, FLOATING);
+    capture.kill().unwrap();
+    let leaked = capture.wait_with_output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&leaked.stdout), "");
+}
+
+impl TestLab {
+    /// The address of the node that a pod of alice's runs on.
+    fn node_address(&self, target: &Target) -> Ipv4Addr {
+        let Target::Pod(namespace, name) = target else {
+            panic!("{target} is no pod")
+        };
+        let pod = self.object(&ObjectKey::namespaced(Kind::Pod, namespace, name));
+        let node = self.object(&ObjectKey::cluster(
+            Kind::Node,
+            pod.at("/spec/nodeName").as_str().unwrap(),
+        ));
+        node.at("/status/addresses/0/address")
+            .as_str()
+            .unwrap()
+            .parse()
+            .unwrap()
+    }
+}
