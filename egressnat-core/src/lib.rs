@@ -14,7 +14,7 @@
 //! * [`gateway`]: which gateways are effective and which addresses they own.
 //! * [`policy`]: which egress IP a policy resolves to, or why to none.
 //! * [`assignment`]: which node holds which floating IP.
-//! * [`plan`]: everything one node must have, and [`diff`]: the ordered changes from one plan to the next.
+//! * [`plan`]: everything one node must have, and [`diff()`]: the ordered changes from one plan to the next.
 //! * [`verify`]: an independent checker of assignments and plans.
 //! * [`finding`]: what is wrong with the user's objects, and how to mend it.
 //!

@@ -124,6 +124,7 @@ pub fn plan_node(snapshot: &Snapshot, assignment: &Assignment, node: &NodeName) 
 
     let mut planned = Planned::default();
     let mut pods_by_set: BTreeMap<Vec<&PolicyName>, Vec<IpAddr>> = BTreeMap::new();
+    let mut claimed = BTreeSet::new();
     for (key, pod) in &snapshot.pods {
         if &pod.node != node || pod.phase == PodPhase::Finished {
             continue;
@@ -133,17 +134,22 @@ pub fn plan_node(snapshot: &Snapshot, assignment: &Assignment, node: &NodeName) 
             .filter(|(_, (policy, _))| selects(policy, snapshot, key, pod))
             .map(|(name, _)| *name)
             .collect();
-        if set.is_empty() {
+        if pod.host_network {
+            if !set.is_empty() {
+                planned.findings.push(host_network_finding(key, &set));
+            }
             continue;
         }
-        if pod.host_network {
-            planned.findings.push(host_network_finding(key, &set));
+        // While two pods tell the same address, it counts for the first by name.
+        let addresses = pod.ips.iter().filter(|address| claimed.insert(**address));
+        let addresses: Vec<IpAddr> = addresses.copied().collect();
+        if set.is_empty() {
             continue;
         }
         for name in &set {
             *planned.selected.entry((*name).clone()).or_default() += 1;
         }
-        pods_by_set.entry(set).or_default().extend(&pod.ips);
+        pods_by_set.entry(set).or_default().extend(addresses);
     }
 
     let mut overlaps = BTreeSet::new();
@@ -154,9 +160,10 @@ pub fn plan_node(snapshot: &Snapshot, assignment: &Assignment, node: &NodeName) 
         for (prefix, decision) in destinations(&policies, &internal_ranges, &mut overlaps) {
             planned.plan.destinations.insert((id, prefix), decision);
         }
-        for address in addresses {
-            planned.plan.pods.entry(address).or_insert(id);
-        }
+        planned
+            .plan
+            .pods
+            .extend(addresses.into_iter().map(|address| (address, id)));
     }
     planned.findings.extend(overlaps);
     planned.findings.sort();

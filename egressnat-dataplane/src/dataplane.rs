@@ -10,11 +10,13 @@ use thiserror::Error;
 
 use crate::announce::{AnnounceError, Announcer};
 use crate::config::Config;
+use crate::conntrack::{ConntrackError, forget_seen_as};
 use crate::egress::EgressTable;
 use crate::maps::{DestinationKey, FORWARD, KEEP, PodKey};
 use crate::network::{Network, NetworkError, Uplink, is_forwarding};
 use crate::nft::{Elements, NftError, Ruleset, SetName};
 use crate::programs::{Counters, Hook, Maps, Programs, ProgramsError, destination_key};
+use crate::redecide::{affected_pods, forget_stale};
 
 /// The packet path could not be put in place at all.
 #[derive(Debug, Error)]
@@ -163,8 +165,13 @@ impl Dataplane {
                 fail(&mut report, &format!("egress IP {address}"), &error);
             }
         }
-        self.change(&diff(&observed, &desired), &desired, &routes, &mut report)
-            .await;
+        let changes = diff(&observed, &desired);
+        self.change(&changes, &desired, &routes, &mut report).await;
+        // A binding is made by a flow's first packet. Where the decision has changed, flows have to start anew.
+        match forget_stale(&affected_pods(&changes, &observed, &desired), &desired) {
+            Ok(forgotten) => report.changes += forgotten,
+            Err(error) => fail(&mut report, "running connections of pods", &error),
+        }
         if let Err(error) = self.egress.retain(&mut self.maps, &needed) {
             fail(&mut report, "egress IPs that are not used any more", &error);
         }
@@ -486,8 +493,10 @@ impl Dataplane {
             }
             Change::AddSnat(IpAddr::V4(address)) => self.add_snat(address)?,
             Change::AddAddress(IpAddr::V4(address)) => {
-                self.egress.set_local(&mut self.maps, address, true)?;
+                // What this node knows of the address's flows from an earlier time would take their packets for invalid.
+                forget_seen_as(address)?;
                 self.network.add_floating_ip(&self.uplink, address).await?;
+                self.egress.set_local(&mut self.maps, address, true)?;
                 self.announcer.announce(address);
             }
             Change::RemoveAddress(IpAddr::V4(address)) => {
@@ -600,6 +609,8 @@ impl RangeChange {
 #[derive(Debug, Error)]
 pub(crate) enum ObserveError {
     #[error(transparent)]
+    Conntrack(#[from] ConntrackError),
+    #[error(transparent)]
     Network(#[from] NetworkError),
     #[error(transparent)]
     Nft(#[from] NftError),
@@ -635,7 +646,7 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
-fn ipv4(address: IpAddr) -> Option<Ipv4Addr> {
+pub(crate) fn ipv4(address: IpAddr) -> Option<Ipv4Addr> {
     match address {
         IpAddr::V4(address) => Some(address),
         IpAddr::V6(_) => None,

@@ -39,19 +39,23 @@
 mod announce;
 mod cleanup;
 mod config;
+mod conntrack;
 mod dataplane;
 mod egress;
 mod maps;
 mod mark;
+mod netfilter;
 mod network;
 mod nft;
 mod programs;
+mod redecide;
 
 pub use announce::AnnounceError;
 pub use cleanup::cleanup;
 pub use config::Config;
 pub use dataplane::{Dataplane, OpenError};
 pub use mark::{InvalidMarkMask, MarkMask};
+pub use netfilter::AskError;
 pub use network::{NetworkError, Uplink};
 pub use nft::NftError;
 pub use programs::{Counters, ProgramsError};

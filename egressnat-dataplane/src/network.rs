@@ -61,6 +61,16 @@ pub enum NetworkError {
         "{0} exists and is no VXLAN device of ours: remove it, or configure another name for the tunnel device"
     )]
     ForeignDevice(String),
+    /// A floating IP is on the uplink already, put there by somebody else.
+    #[error(
+        "{address} is on {interface} and was put there by somebody else: remove it there, or from the gateway group"
+    )]
+    ForeignAddress {
+        /// The address.
+        address: Ipv4Addr,
+        /// The uplink.
+        interface: String,
+    },
     /// A sysctl could not be written.
     #[error("could not set {path} to {value}")]
     Sysctl {
@@ -278,22 +288,33 @@ impl Network {
             .collect())
     }
 
-    /// Puts a floating IP on the uplink, marked as ours.
+    /// Puts a floating IP on the uplink, marked as ours. One that somebody else put there is not taken over.
     pub(crate) async fn add_floating_ip(
         &self,
         uplink: &Uplink,
         address: Ipv4Addr,
     ) -> Result<(), NetworkError> {
+        if self.floating_ips(uplink.index).await?.contains(&address) {
+            return Ok(());
+        }
         let mut add = self
             .handle
             .address()
             .add(uplink.index, IpAddr::V4(address), 32);
         let protocol = AddressAttribute::Protocol(AddressProtocol::from(ADDRESS_PROTOCOL));
         add.message_mut().attributes.push(protocol);
-        add.replace().execute().await.map_err(failed(format!(
-            "add address {address}/32 to {}",
-            uplink.name
-        )))
+        match add.execute().await {
+            Err(rtnetlink::Error::NetlinkError(message)) if message.raw_code() == -libc::EEXIST => {
+                Err(NetworkError::ForeignAddress {
+                    address,
+                    interface: uplink.name.clone(),
+                })
+            }
+            added => added.map_err(failed(format!(
+                "add address {address}/32 to {}",
+                uplink.name
+            ))),
+        }
     }
 
     /// Takes a floating IP off an interface.

@@ -294,6 +294,23 @@ fn pods_that_send_nothing_of_their_own_are_not_selected_e15() {
 }
 
 #[test]
+fn an_address_that_two_pods_tell_counts_for_the_first() {
+    let mut snapshot = seed();
+    add_pod(
+        &mut snapshot,
+        ("other", "a-thief"),
+        "worker1",
+        "10.10.1.3",
+        "backend",
+    );
+    assert_eq!(
+        decide(&snapshot, "10.10.1.3", "8.8.8.8"),
+        Decision::Forward,
+        "other/a-thief < paul/frontend"
+    );
+}
+
+#[test]
 fn no_snat_keeps_the_pod_ip_e5() {
     let mut snapshot = seed();
     let keep = Policy {

@@ -5,6 +5,8 @@ use std::os::fd::AsRawFd;
 use nftnl::FinalizedBatch;
 use thiserror::Error;
 
+use crate::netfilter::{AskError, Header};
+
 /// Talking nftables with the kernel failed.
 #[derive(Debug, Error)]
 pub enum NftError {
@@ -25,6 +27,9 @@ pub enum NftError {
     /// The answer could not be read.
     #[error("could not read the answer of nf_tables")]
     Receive(#[source] io::Error),
+    /// What is there could not be read back.
+    #[error("could not read back from nf_tables")]
+    Query(#[from] AskError),
     /// The kernel refused a message, and with it the batch.
     #[error("nf_tables refused {what}")]
     Refused {
@@ -35,8 +40,6 @@ pub enum NftError {
         source: io::Error,
     },
 }
-
-const NLMSG_HEADER: usize = 16;
 
 /// Sends a batch and waits until the kernel has committed it.
 ///
@@ -110,18 +113,11 @@ pub(super) fn commit(batch: &FinalizedBatch, what: &str) -> Result<(), NftError>
 
 /// The first error among the messages of one answer. Acknowledgments are errors of code 0.
 fn first_error(mut bytes: &[u8]) -> Option<i32> {
-    while let Some(header) = bytes.first_chunk::<NLMSG_HEADER>() {
-        let length = u32::from_ne_bytes([header[0], header[1], header[2], header[3]]) as usize;
-        let kind = u16::from_ne_bytes([header[4], header[5]]);
-        let code = bytes
-            .get(NLMSG_HEADER..)
-            .and_then(|payload| payload.first_chunk::<4>());
-        let code = code.map_or(0, |code| i32::from_ne_bytes(*code));
-        if kind == libc::NLMSG_ERROR as u16 && code != 0 {
-            return Some(code);
+    while let Some(header) = Header::of(bytes) {
+        if i32::from(header.kind) == libc::NLMSG_ERROR && header.code(bytes) != 0 {
+            return Some(header.code(bytes));
         }
-        let next = length.max(NLMSG_HEADER).next_multiple_of(4);
-        bytes = bytes.get(next..).unwrap_or_default();
+        bytes = header.after(bytes);
     }
     None
 }

@@ -238,28 +238,6 @@ pub(super) fn counter() -> Expr {
     expr(c"counter", vec![])
 }
 
-/// Loads data into the register.
-pub(super) fn load(data: &[u8]) -> Expr {
-    expr(
-        c"immediate",
-        vec![
-            (sys::NFTNL_EXPR_IMM_DREG, Value::U32(REGISTER)),
-            (sys::NFTNL_EXPR_IMM_DATA, Value::Data(data.into())),
-        ],
-    )
-}
-
-/// `ct zone set` to the loaded number of 16 bits in host byte order.
-pub(super) fn set_ct_zone() -> Expr {
-    expr(
-        c"ct",
-        vec![
-            (sys::NFTNL_EXPR_CT_KEY, Value::U32(libc::NFT_CT_ZONE as u32)),
-            (sys::NFTNL_EXPR_CT_SREG, Value::U32(REGISTER)),
-        ],
-    )
-}
-
 fn verdict(code: i32) -> Expr {
     expr(
         c"immediate",

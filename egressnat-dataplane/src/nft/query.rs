@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::ffi::{CString, c_char, c_void};
-use std::io;
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
@@ -11,6 +10,7 @@ use nftnl_sys as sys;
 use super::batch::NftError;
 use super::ruleset::{FAMILY, TABLE};
 use super::set::{Elements, SetName};
+use crate::netfilter::{AskError, ask};
 
 /// One element as the kernel tells it.
 struct Element {
@@ -75,16 +75,16 @@ fn elements(name: SetName) -> Result<Vec<Element>, NftError> {
         &buffer[..(*header).nlmsg_len as usize]
     };
     let mut elements = Vec::new();
-    ask(request, |message| {
+    for message in ask(request)? {
         // SAFETY: `message` is one whole netlink message; the set it is parsed into is freed below.
         unsafe {
             let parsed = sys::nftnl_set_alloc();
-            if sys::nftnl_set_elems_nlmsg_parse(message, parsed) >= 0 {
+            if sys::nftnl_set_elems_nlmsg_parse(message.as_ptr(), parsed) >= 0 {
                 sys::nftnl_set_elem_foreach(parsed, Some(collect), (&raw mut elements).cast());
             }
             sys::nftnl_set_free(parsed);
         }
-    })?;
+    }
     Ok(elements)
 }
 
@@ -132,12 +132,18 @@ pub(super) fn table_userdata() -> Result<Option<Vec<u8>>, NftError> {
         sys::nftnl_table_free(table);
         &buffer[..(*header).nlmsg_len as usize]
     };
+    let answer = match ask(request) {
+        Err(AskError::Refused(error)) if error.raw_os_error() == Some(libc::ENOENT) => {
+            return Ok(None);
+        }
+        answer => answer?,
+    };
     let mut userdata = None;
-    let asked = ask(request, |message| {
+    for message in answer {
         // SAFETY: as in `elements`.
         unsafe {
             let table = sys::nftnl_table_alloc();
-            if sys::nftnl_table_nlmsg_parse(message, table) >= 0 {
+            if sys::nftnl_table_nlmsg_parse(message.as_ptr(), table) >= 0 {
                 let mut length = 0u32;
                 let bytes = sys::nftnl_table_get_data(
                     table,
@@ -153,54 +159,8 @@ pub(super) fn table_userdata() -> Result<Option<Vec<u8>>, NftError> {
             }
             sys::nftnl_table_free(table);
         }
-    });
-    match asked {
-        Err(NftError::Refused { source, .. }) if source.raw_os_error() == Some(libc::ENOENT) => {
-            Ok(None)
-        }
-        Err(error) => Err(error),
-        Ok(()) => Ok(userdata),
     }
-}
-
-/// Sends one request and hands every message of the answer to `each`.
-fn ask(request: &[u8], mut each: impl FnMut(*const libc::nlmsghdr)) -> Result<(), NftError> {
-    let socket = mnl::Socket::new(mnl::Bus::Netfilter).map_err(NftError::Socket)?;
-    let bytes = request.len();
-    socket
-        .send(request)
-        .map_err(|source| NftError::Send { bytes, source })?;
-    // Aligned for the headers in it.
-    let mut buffer = vec![0u64; 1 << 13];
-    loop {
-        // SAFETY: the same memory as bytes.
-        let view = unsafe {
-            std::slice::from_raw_parts_mut(buffer.as_mut_ptr().cast::<u8>(), buffer.len() * 8)
-        };
-        let length = socket.recv_raw(view).map_err(NftError::Receive)?;
-        let mut at = 0;
-        while at + size_of::<libc::nlmsghdr>() <= length {
-            // SAFETY: a header fits, and messages are aligned to 4 bytes, as the header needs.
-            let header = unsafe { &*view.as_ptr().add(at).cast::<libc::nlmsghdr>() };
-            match i32::from(header.nlmsg_type) {
-                libc::NLMSG_DONE => return Ok(()),
-                libc::NLMSG_ERROR => {
-                    let code = view
-                        .get(at + 16..at + 20)
-                        .map_or(0, |c| i32::from_ne_bytes([c[0], c[1], c[2], c[3]]));
-                    return match code {
-                        0 => Ok(()),
-                        _ => Err(NftError::Refused {
-                            what: "a query".to_owned(),
-                            source: io::Error::from_raw_os_error(-code),
-                        }),
-                    };
-                }
-                _ => each(header),
-            }
-            at += (header.nlmsg_len as usize).max(16).next_multiple_of(4);
-        }
-    }
+    Ok(userdata)
 }
 
 /// The comment of a table as userdata.

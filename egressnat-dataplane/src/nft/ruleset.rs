@@ -27,10 +27,8 @@ const RAW: i32 = -300;
 const MANGLE: i32 = -150;
 /// Before other source NAT (100): what we decide is decided.
 const BEFORE_SRCNAT: i32 = 95;
-
-/// The conntrack zone of flows that are translated on this node. A flow of a local pod that was steered to another node
-/// has an entry without translation in the default zone; when its egress IP comes here, it starts anew in this one.
-const ZONE: u16 = 1190;
+/// After all source NAT.
+const AFTER_SRCNAT: i32 = 110;
 
 /// `ct state` bits.
 const CT_INVALID_OR_NEW: u32 = 1 | 8;
@@ -74,11 +72,11 @@ impl Ruleset {
         self.raw_chains(&table, &mut batch);
         self.prerouting_chain(&table, &mut batch);
         self.postrouting_chain(&table, &mut batch);
+        self.guard_chain(&table, &mut batch);
         commit(&batch.finalize(), "table ip egressnat")?;
         Ok(true)
     }
 
-    /// Before connection tracking: what is tracked, and in which zone.
     fn raw_chains(&self, table: &Table, batch: &mut Batch) {
         let prerouting = base_chain(
             c"raw_prerouting",
@@ -103,36 +101,12 @@ impl Ruleset {
                 expr::destination_port(),
                 expr::is(&self.tunnel_port.to_be_bytes()),
                 expr::notrack(),
-                // Or the rule for replies would have it tracked all the same.
-                expr::accept(),
             ];
             batch.add(
                 &rule(chain, c"tunnel packets need no connection tracking", &exprs),
                 MsgType::Add,
             );
         }
-        let zone = ZONE.to_ne_bytes();
-        let outbound = [
-            expr::mark(),
-            expr::and(self.mark.tunnel()),
-            expr::is(&0u32.to_ne_bytes()),
-            expr::mark(),
-            expr::and(self.mark.mask()),
-            expr::is_not(&0u32.to_ne_bytes()),
-            expr::is_not(&self.mark.keep().to_ne_bytes()),
-            expr::load(&zone),
-            expr::set_ct_zone(),
-        ];
-        let comment =
-            c"translated here: tracked apart from what the same flow was while it was steered away";
-        batch.add(&rule(&prerouting, comment, &outbound), MsgType::Add);
-        let inbound = [
-            expr::destination(),
-            expr::is_in(SetName::FloatingIps.as_cstr()),
-            expr::load(&zone),
-            expr::set_ct_zone(),
-        ];
-        batch.add(&rule(&prerouting, c"their replies", &inbound), MsgType::Add);
     }
 
     fn prerouting_chain(&self, table: &Table, batch: &mut Batch) {
@@ -230,6 +204,33 @@ impl Ruleset {
                 expr::masquerade(),
             ],
         );
+    }
+
+    /// Source NAT is not asked about a flow that has a binding already, nor about packets that conntrack calls invalid.
+    fn guard_chain(&self, table: &Table, batch: &mut Batch) {
+        let chain = base_chain(
+            c"guard",
+            table,
+            ChainType::Filter,
+            Hook::PostRouting,
+            AFTER_SRCNAT,
+            batch,
+        );
+        let exprs = [
+            expr::mark(),
+            expr::and(self.mark.tunnel()),
+            expr::is(&0u32.to_ne_bytes()),
+            expr::mark(),
+            expr::and(self.mark.mask()),
+            expr::is_not(&0u32.to_ne_bytes()),
+            expr::is_not(&self.mark.keep().to_ne_bytes()),
+            expr::source(),
+            expr::is_in(SetName::InternalRanges.as_cstr()),
+            expr::counter(),
+            expr::drop_packet(),
+        ];
+        let comment = c"should leave with an egress IP and still has a pod's address";
+        batch.add(&rule(&chain, comment, &exprs), MsgType::Add);
     }
 
     /// Removes the table. Returns whether there was one.

@@ -1,0 +1,203 @@
+//! Connections that the kernel tracks: which address they leave with, and how to make it forget one.
+//!
+//! Source NAT is decided by the first packet of a connection and then stays. When an egress IP comes to this node or leaves
+//! it, running connections of this node's own pods have to be decided anew, or they would leave with the wrong address.
+
+use std::net::Ipv4Addr;
+
+use thiserror::Error;
+
+use crate::netfilter::{AskError, HEADER, ask};
+
+/// Connections could not be listed or forgotten.
+#[derive(Debug, Error)]
+pub(crate) enum ConntrackError {
+    #[error("could not list connections")]
+    List(#[source] AskError),
+    #[error("could not forget the connection from {from} to {to}")]
+    Forget {
+        from: Ipv4Addr,
+        to: Ipv4Addr,
+        #[source]
+        source: AskError,
+    },
+}
+
+/// Message types and attributes of ctnetlink (`linux/netfilter/nfnetlink_conntrack.h`).
+const SUBSYSTEM: u16 = 1;
+const GET: u16 = 1;
+const DELETE: u16 = 2;
+const TUPLE_ORIGINAL: u16 = 1;
+const TUPLE_REPLY: u16 = 2;
+const ID: u16 = 12;
+const ZONE: u16 = 18;
+const TUPLE_IP: u16 = 1;
+const IPV4_SOURCE: u16 = 1;
+const IPV4_DESTINATION: u16 = 2;
+
+/// Flags that share the attribute type's field.
+const NESTED_AND_ORDER: u16 = 0xc000;
+
+/// Bytes of `struct nfgenmsg`.
+const GENERIC_HEADER: usize = 4;
+
+/// One tracked connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Connection {
+    /// Who opened it.
+    pub(crate) source: Ipv4Addr,
+    /// To whom.
+    pub(crate) destination: Ipv4Addr,
+    /// Who answers: another than the destination, if that was translated.
+    pub(crate) answered_by: Ipv4Addr,
+    /// Whom the other side sees: where replies go to.
+    pub(crate) seen_as: Ipv4Addr,
+    /// The attributes by which the kernel finds it again.
+    pub(crate) identity: Vec<u8>,
+}
+
+/// The IPv4 connections that the kernel tracks now.
+pub(crate) fn connections() -> Result<Vec<Connection>, ConntrackError> {
+    let answer = ask(&request(GET, libc::NLM_F_DUMP, &[])).map_err(ConntrackError::List)?;
+    let parsed = answer
+        .iter()
+        .filter_map(|message| parse(message.payload().get(GENERIC_HEADER..)?));
+    Ok(parsed.collect())
+}
+
+/// Makes the kernel forget a connection: its next packet is decided like a first one.
+pub(crate) fn forget(connection: &Connection) -> Result<(), ConntrackError> {
+    match ask(&request(DELETE, libc::NLM_F_ACK, &connection.identity)) {
+        // It ended by itself.
+        Err(AskError::Refused(error)) if error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+        Err(source) => Err(ConntrackError::Forget {
+            from: connection.source,
+            to: connection.destination,
+            source,
+        }),
+        Ok(_) => Ok(()),
+    }
+}
+
+/// Makes the kernel forget all connections that are seen as coming from `address`.
+pub(crate) fn forget_seen_as(address: Ipv4Addr) -> Result<(), ConntrackError> {
+    connections()?
+        .iter()
+        .filter(|connection| connection.seen_as == address)
+        .try_for_each(forget)
+}
+
+fn request(kind: u16, flags: i32, attributes: &[u8]) -> Vec<u8> {
+    let length = HEADER + GENERIC_HEADER + attributes.len();
+    let flags = (libc::NLM_F_REQUEST | flags) as u16;
+    let mut bytes = Vec::with_capacity(length);
+    bytes.extend((length as u32).to_ne_bytes());
+    bytes.extend((SUBSYSTEM << 8 | kind).to_ne_bytes());
+    bytes.extend(flags.to_ne_bytes());
+    bytes.extend([0; 8]); // sequence and port: the socket is used once
+    bytes.extend([libc::AF_INET as u8, 0, 0, 0]);
+    bytes.extend(attributes);
+    bytes
+}
+
+fn parse(attributes: &[u8]) -> Option<Connection> {
+    let original = find(attributes, TUPLE_ORIGINAL)?;
+    let reply = find(attributes, TUPLE_REPLY)?;
+    let identity = Attributes(attributes)
+        .filter(|attribute| [TUPLE_ORIGINAL, ID, ZONE].contains(&attribute.kind))
+        .flat_map(|attribute| attribute.whole)
+        .copied()
+        .collect();
+    Some(Connection {
+        source: address(original, IPV4_SOURCE)?,
+        destination: address(original, IPV4_DESTINATION)?,
+        answered_by: address(reply, IPV4_SOURCE)?,
+        seen_as: address(reply, IPV4_DESTINATION)?,
+        identity,
+    })
+}
+
+fn address(tuple: &[u8], kind: u16) -> Option<Ipv4Addr> {
+    let octets = find(find(tuple, TUPLE_IP)?, kind)?.first_chunk::<4>()?;
+    Some(Ipv4Addr::from(*octets))
+}
+
+fn find(attributes: &[u8], kind: u16) -> Option<&[u8]> {
+    Attributes(attributes)
+        .find(|attribute| attribute.kind == kind)
+        .map(|attribute| attribute.value)
+}
+
+struct Attribute<'a> {
+    kind: u16,
+    value: &'a [u8],
+    /// With header and padding.
+    whole: &'a [u8],
+}
+
+/// Netlink attributes, one after the other.
+struct Attributes<'a>(&'a [u8]);
+
+impl<'a> Iterator for Attributes<'a> {
+    type Item = Attribute<'a>;
+
+    fn next(&mut self) -> Option<Attribute<'a>> {
+        let [a, b, c, d] = *self.0.first_chunk()?;
+        let length = usize::from(u16::from_ne_bytes([a, b]));
+        let kind = u16::from_ne_bytes([c, d]) & !NESTED_AND_ORDER;
+        let value = self.0.get(4..length)?;
+        let (whole, rest) = self
+            .0
+            .split_at(length.next_multiple_of(4).min(self.0.len()));
+        self.0 = rest;
+        Some(Attribute { kind, value, whole })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
+        let mut bytes = (value.len() as u16 + 4).to_ne_bytes().to_vec();
+        bytes.extend(kind.to_ne_bytes());
+        bytes.extend(value);
+        bytes.resize(bytes.len().next_multiple_of(4), 0);
+        bytes
+    }
+
+    fn tuple(kind: u16, source: [u8; 4], destination: [u8; 4]) -> Vec<u8> {
+        let ip = [
+            attribute(IPV4_SOURCE, &source),
+            attribute(IPV4_DESTINATION, &destination),
+        ]
+        .concat();
+        attribute(kind | 0x8000, &attribute(TUPLE_IP | 0x8000, &ip))
+    }
+
+    #[test]
+    fn a_translated_connection_is_seen_as_the_egress_ip() {
+        let original = tuple(TUPLE_ORIGINAL, [10, 10, 1, 2], [8, 8, 8, 8]);
+        let id = attribute(ID, &[0, 0, 0, 7]);
+        let bytes = [
+            original.clone(),
+            tuple(TUPLE_REPLY, [8, 8, 8, 8], [192, 168, 1, 100]),
+            attribute(3, &[1, 2, 3, 4]),
+            id.clone(),
+        ]
+        .concat();
+        let connection = parse(&bytes).unwrap();
+        assert_eq!(connection.source, Ipv4Addr::new(10, 10, 1, 2));
+        assert_eq!(connection.destination, Ipv4Addr::new(8, 8, 8, 8));
+        assert_eq!(connection.answered_by, connection.destination);
+        assert_eq!(connection.seen_as, Ipv4Addr::new(192, 168, 1, 100));
+        assert_eq!(connection.identity, [original, id].concat());
+    }
+
+    #[test]
+    fn garbage_is_no_connection() {
+        for bytes in [&[][..], &[1], &[3, 0, 1, 0], &[255, 255, 1, 0, 9], &[0; 64]] {
+            assert_eq!(parse(bytes), None, "{bytes:?}");
+        }
+    }
+}

@@ -1,0 +1,235 @@
+//! Running connections after a change: which of them would leave with the wrong address.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr};
+
+use egressnat_core::{Change, Decision, NodePlan, PolicySetId};
+
+use crate::conntrack::{Connection, ConntrackError, connections, forget};
+use crate::dataplane::ipv4;
+
+/// The pods whose connections may be decided otherwise after `changes`. All others' are left alone (E44).
+pub(crate) fn affected_pods(
+    changes: &[Change],
+    observed: &NodePlan,
+    desired: &NodePlan,
+) -> BTreeSet<Ipv4Addr> {
+    let mut pods = BTreeSet::new();
+    let mut sets: BTreeSet<PolicySetId> = BTreeSet::new();
+    for change in changes {
+        match change {
+            Change::SetPod(pod, _) | Change::RemovePod(pod) => pods.extend(ipv4(*pod)),
+            Change::SetDestination(set, _, _) | Change::RemoveDestination(set, _) => {
+                sets.insert(*set);
+            }
+            Change::AddAddress(address) | Change::RemoveAddress(address) => {
+                let uses = |(_, decision): &(_, &Decision)| **decision == Decision::Snat(*address);
+                let using = desired.destinations.iter().filter(uses);
+                sets.extend(using.map(|((set, _), _)| *set));
+            }
+            _ => {}
+        }
+    }
+    let of_sets = observed.pods.iter().chain(&desired.pods);
+    let of_sets = of_sets.filter(|(_, set)| sets.contains(set));
+    pods.extend(of_sets.filter_map(|(pod, _)| ipv4(*pod)));
+    pods
+}
+
+/// Makes the kernel forget connections of `pods` that were decided otherwise than `plan` does. Returns how many there were.
+pub(crate) fn forget_stale(
+    pods: &BTreeSet<Ipv4Addr>,
+    plan: &NodePlan,
+) -> Result<usize, ConntrackError> {
+    if pods.is_empty() {
+        return Ok(0);
+    }
+    let stale = connections()?
+        .into_iter()
+        .filter(|connection| pods.contains(&connection.source) && is_stale(connection, plan));
+    let mut forgotten = 0;
+    for connection in stale {
+        forget(&connection)?;
+        forgotten += 1;
+    }
+    Ok(forgotten)
+}
+
+fn is_stale(connection: &Connection, plan: &NodePlan) -> bool {
+    let Connection {
+        source,
+        destination,
+        answered_by,
+        seen_as,
+        ..
+    } = connection;
+    match plan.decide(IpAddr::V4(*source), IpAddr::V4(*destination)) {
+        Decision::Keep => seen_as != source,
+        // Translated here if we hold the address, else on the gateway node and not here.
+        Decision::Snat(IpAddr::V4(address)) if plan.floating_ips.contains(&IpAddr::V4(address)) => {
+            *seen_as != address
+        }
+        Decision::Snat(_) => seen_as != source,
+        // Steered before; now it would leave with the pod's address. One that was translated goes on as it is.
+        Decision::Forward => {
+            let is_in = |ranges: &BTreeSet<ipnet::IpNet>, address: &Ipv4Addr| {
+                ranges
+                    .iter()
+                    .any(|range| range.contains(&IpAddr::V4(*address)))
+            };
+            seen_as == source
+                && answered_by == destination
+                && is_in(&plan.pod_ranges, source)
+                && !is_in(&plan.internal_ranges, destination)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    const SET: PolicySetId = PolicySetId(1);
+
+    fn plan(decision: Decision, floating_ips: &[&str]) -> NodePlan {
+        NodePlan {
+            pods: BTreeMap::from([("10.10.1.2".parse().unwrap(), SET)]),
+            destinations: BTreeMap::from([((SET, "8.8.8.0/24".parse().unwrap()), decision)]),
+            floating_ips: floating_ips.iter().map(|ip| ip.parse().unwrap()).collect(),
+            pod_ranges: BTreeSet::from(["10.10.1.0/24".parse().unwrap()]),
+            internal_ranges: BTreeSet::from(["10.0.0.0/8".parse().unwrap()]),
+            ..NodePlan::default()
+        }
+    }
+
+    #[test]
+    fn a_connection_is_stale_if_it_would_leave_with_another_address() {
+        let floating = "192.168.1.100";
+        let snat = Decision::Snat(floating.parse().unwrap());
+        struct Case {
+            name: &'static str,
+            plan: NodePlan,
+            destination: &'static str,
+            seen_as: &'static str,
+            want: bool,
+        }
+        let case = |name, plan, destination, seen_as, want| Case {
+            name,
+            plan,
+            destination,
+            seen_as,
+            want,
+        };
+        for Case {
+            name,
+            plan,
+            destination,
+            seen_as,
+            want,
+        } in [
+            case(
+                "tunneled, still remote",
+                plan(snat, &[]),
+                "8.8.8.8",
+                "10.10.1.2",
+                false,
+            ),
+            case(
+                "tunneled, now held here",
+                plan(snat, &[floating]),
+                "8.8.8.8",
+                "10.10.1.2",
+                true,
+            ),
+            case(
+                "translated here, still held",
+                plan(snat, &[floating]),
+                "8.8.8.8",
+                floating,
+                false,
+            ),
+            case(
+                "translated here, moved away",
+                plan(snat, &[]),
+                "8.8.8.8",
+                floating,
+                true,
+            ),
+            case(
+                "masqueraded before selection",
+                plan(snat, &[]),
+                "8.8.8.8",
+                "192.168.1.1",
+                true,
+            ),
+            case(
+                "kept",
+                plan(Decision::Keep, &[]),
+                "8.8.8.8",
+                "10.10.1.2",
+                false,
+            ),
+            case(
+                "masqueraded, now kept",
+                plan(Decision::Keep, &[]),
+                "8.8.8.8",
+                "192.168.1.1",
+                true,
+            ),
+            case(
+                "masqueraded, elsewhere",
+                plan(snat, &[]),
+                "9.9.9.9",
+                "192.168.1.1",
+                false,
+            ),
+            case(
+                "tunneled, selected no more",
+                plan(snat, &[]),
+                "9.9.9.9",
+                "10.10.1.2",
+                true,
+            ),
+            case(
+                "pod to pod",
+                plan(snat, &[]),
+                "10.10.2.2",
+                "10.10.1.2",
+                false,
+            ),
+        ] {
+            let connection = Connection {
+                source: "10.10.1.2".parse().unwrap(),
+                destination: destination.parse().unwrap(),
+                answered_by: destination.parse().unwrap(),
+                seen_as: seen_as.parse().unwrap(),
+                identity: Vec::new(),
+            };
+            assert_eq!(is_stale(&connection, &plan), want, "{name}");
+        }
+    }
+
+    #[test]
+    fn only_pods_that_a_change_concerns_are_affected() {
+        let floating: IpAddr = "192.168.1.100".parse().unwrap();
+        let mut desired = plan(Decision::Snat(floating), &[]);
+        desired
+            .pods
+            .insert("10.10.1.3".parse().unwrap(), PolicySetId(2));
+        let affected = |change| affected_pods(&[change], &NodePlan::default(), &desired);
+        let first = BTreeSet::from([Ipv4Addr::new(10, 10, 1, 2)]);
+        assert_eq!(affected(Change::AddAddress(floating)), first);
+        assert_eq!(
+            affected(Change::RemoveDestination(SET, "1.0.0.0/8".parse().unwrap())),
+            first
+        );
+        assert_eq!(affected(Change::AddPeer(floating)), BTreeSet::new());
+        let other = "10.10.1.3".parse().unwrap();
+        assert_eq!(
+            affected(Change::RemovePod(other)),
+            BTreeSet::from([Ipv4Addr::new(10, 10, 1, 3)])
+        );
+    }
+}

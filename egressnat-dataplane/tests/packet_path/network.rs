@@ -1,0 +1,386 @@
+//! A small cluster of network namespaces: two nodes with pods, a bridge, and a server outside that tells its clients which
+//! address it saw.
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::{Read, Write};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use egressnat_core::model::*;
+use egressnat_core::{Assignment, NodePlan, Report, plan_node};
+use egressnat_dataplane::{Config, Dataplane};
+
+pub(crate) const FLOATING: &str = "192.168.1.100";
+pub(crate) const SERVER: &str = "8.8.8.8";
+pub(crate) const OTHER_SERVER: &str = "9.9.9.9";
+const PORT: u16 = 80;
+const DEADLINE: Duration = Duration::from_secs(10);
+
+/// Nodes are `n1` and `n2`, with the pods `10.10.1.2`, `10.10.1.3` and `10.10.2.2`, `10.10.2.3`. Those that end in 2 are
+/// selected for 8.8.8.0/24.
+pub(crate) struct Network {
+    prefix: String,
+    namespaces: Vec<String>,
+    bpffs: tempfile::TempDir,
+}
+
+impl Network {
+    pub(crate) fn new() -> Self {
+        assert!(
+            nix::unistd::geteuid().is_root(),
+            "these tests make network namespaces: run them as root ('make test')"
+        );
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let bpffs = tempfile::tempdir().unwrap();
+        let mut network = Self {
+            prefix: format!("egdp{}x{count}", std::process::id()),
+            namespaces: Vec::new(),
+            bpffs,
+        };
+        run(&format!(
+            "mount -t bpf bpf {}",
+            network.bpffs.path().display()
+        ));
+        for name in ["lan", "out", "n1", "n2"] {
+            network.add_namespace(name);
+        }
+        network.ip("lan", "link add br0 type bridge");
+        network.ip("lan", "link set br0 up");
+        for (name, address) in [
+            ("out", "192.168.1.254"),
+            ("n1", "192.168.1.1"),
+            ("n2", "192.168.1.2"),
+        ] {
+            let (inside, lan) = (network.namespace(name), network.namespace("lan"));
+            run(&format!(
+                "ip link add eth0 netns {inside} type veth peer name p{name} netns {lan}"
+            ));
+            network.ip("lan", &format!("link set p{name} master br0 up"));
+            network.ip(name, "link set eth0 up");
+            network.ip(name, &format!("addr add {address}/24 dev eth0"));
+            network.sysctl(name, "net.ipv4.ip_forward=1");
+            network.sysctl(name, "net.ipv4.conf.all.rp_filter=1");
+        }
+        network.ip("out", &format!("addr add {SERVER}/32 dev lo"));
+        network.ip("out", &format!("addr add {OTHER_SERVER}/32 dev lo"));
+        for (node, other) in [(1, 2), (2, 1)] {
+            network.ip(&format!("n{node}"), "route add default via 192.168.1.254");
+            network.ip(
+                &format!("n{node}"),
+                &format!("route add 10.10.{other}.0/24 via 192.168.1.{other}"),
+            );
+            network.ip(
+                "out",
+                &format!("route add 10.10.{node}.0/24 via 192.168.1.{node}"),
+            );
+            network.add_pod(&format!("10.10.{node}.2"));
+            network.add_pod(&format!("10.10.{node}.3"));
+        }
+        // Bound one by one, so that UDP answers come from the address that was asked.
+        network.serve("out", SERVER);
+        network.serve("out", OTHER_SERVER);
+        network
+    }
+
+    fn namespace(&self, name: &str) -> String {
+        format!("{}-{name}", self.prefix)
+    }
+
+    fn add_namespace(&mut self, name: &str) {
+        let namespace = self.namespace(name);
+        run(&format!("ip netns add {namespace}"));
+        self.namespaces.push(namespace);
+        self.ip(name, "link set lo up");
+    }
+
+    /// A pod `10.10.NODE.N`, with a veth pair and a route of its own.
+    pub(crate) fn add_pod(&mut self, address: &str) {
+        self.add_namespace(address);
+        let octets = address.parse::<Ipv4Addr>().unwrap().octets();
+        let node = format!("n{}", octets[2]);
+        let (inside, outside) = (self.namespace(address), self.namespace(&node));
+        let veth = format!("veth{}", octets[3]);
+        let gateway = format!("10.10.{}.254", octets[2]);
+        run(&format!(
+            "ip link add eth0 netns {inside} type veth peer name {veth} netns {outside}"
+        ));
+        self.ip(&node, &format!("link set {veth} up"));
+        self.ip(&node, &format!("addr add {gateway}/32 dev {veth}"));
+        self.ip(&node, &format!("route add {address}/32 dev {veth}"));
+        self.ip(address, "link set eth0 up");
+        self.ip(address, &format!("addr add {address}/32 dev eth0"));
+        self.ip(address, &format!("route add {gateway} dev eth0"));
+        self.ip(address, &format!("route add default via {gateway}"));
+    }
+
+    /// Runs `ip` in a namespace and gives its output.
+    pub(crate) fn ip(&self, name: &str, args: &str) -> String {
+        run(&format!("ip -n {} {args}", self.namespace(name)))
+    }
+
+    /// Runs a command in a namespace and gives its output.
+    pub(crate) fn exec(&self, name: &str, command: &str) -> String {
+        run(&format!("ip netns exec {} {command}", self.namespace(name)))
+    }
+
+    fn sysctl(&self, name: &str, setting: &str) {
+        self.exec(name, &format!("sysctl -qw {setting}"));
+    }
+
+    /// Runs a function in a namespace, on a thread of its own.
+    pub(crate) fn enter<T: Send + 'static>(
+        &self,
+        name: &str,
+        run: impl FnOnce() -> T + Send + 'static,
+    ) -> T {
+        let file = File::open(format!("/run/netns/{}", self.namespace(name))).unwrap();
+        let thread = thread::spawn(move || {
+            nix::sched::setns(file, nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+            run()
+        });
+        match thread.join() {
+            Ok(value) => value,
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    }
+
+    /// TCP and UDP servers on port 80 of an address of a namespace that tell each client its address.
+    pub(crate) fn serve(&self, name: &str, address: &str) {
+        let address = SocketAddr::from((address.parse::<Ipv4Addr>().unwrap(), PORT));
+        let (tcp, udp) = self.enter(name, move || {
+            (
+                TcpListener::bind(address).unwrap(),
+                UdpSocket::bind(address).unwrap(),
+            )
+        });
+        // Both end with the test process.
+        thread::spawn(move || {
+            for stream in tcp.incoming() {
+                let mut stream = stream.unwrap();
+                thread::spawn(move || {
+                    let mut byte = [0];
+                    let peer = stream.peer_addr().unwrap();
+                    while stream.read(&mut byte).is_ok_and(|length| length == 1) {
+                        if writeln!(stream, "{}", peer.ip()).is_err() {
+                            break;
+                        }
+                    }
+                });
+            }
+        });
+        thread::spawn(move || {
+            let mut buffer = [0; 16];
+            while let Ok((_, peer)) = udp.recv_from(&mut buffer) {
+                udp.send_to(format!("{}\n", peer.ip()).as_bytes(), peer)
+                    .unwrap();
+            }
+        });
+    }
+
+    /// Connects from a namespace. Fails after a second without an answer.
+    pub(crate) fn connect(&self, from: &str, to: &str) -> Option<Connection> {
+        let to = SocketAddr::from((to.parse::<Ipv4Addr>().unwrap(), PORT));
+        self.enter(from, move || {
+            let stream = TcpStream::connect_timeout(&to, Duration::from_secs(1)).ok()?;
+            stream
+                .set_read_timeout(Some(Duration::from_secs(5)))
+                .unwrap();
+            stream.set_nodelay(true).unwrap();
+            Some(Connection(stream))
+        })
+    }
+
+    /// The address that a TCP server sees a client at.
+    pub(crate) fn seen_by_tcp(&self, from: &str, to: &str) -> Option<String> {
+        self.connect(from, to)?.ask()
+    }
+
+    /// The address that a UDP server sees a client at.
+    pub(crate) fn seen_by_udp(&self, from: &str, to: &str) -> Option<String> {
+        let to = SocketAddr::from((to.parse::<Ipv4Addr>().unwrap(), PORT));
+        self.enter(from, move || {
+            let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+            socket
+                .set_read_timeout(Some(Duration::from_secs(1)))
+                .unwrap();
+            socket.send_to(b"?", to).unwrap();
+            let mut buffer = [0; 64];
+            let length = socket.recv(&mut buffer).ok()?;
+            Some(String::from_utf8_lossy(&buffer[..length]).trim().to_owned())
+        })
+    }
+
+    /// Whether an echo request is answered.
+    pub(crate) fn is_pinged(&self, from: &str, to: &str) -> bool {
+        let namespace = self.namespace(from);
+        let ping = ["netns", "exec", &namespace, "ping", "-c1", "-W1", "-q", to];
+        Command::new("ip")
+            .args(ping)
+            .output()
+            .unwrap()
+            .status
+            .success()
+    }
+
+    /// The configuration of a node.
+    pub(crate) fn config(&self, node: &str) -> Config {
+        let bpffs = self.bpffs.path().join(node);
+        std::fs::create_dir_all(&bpffs).unwrap();
+        Config {
+            bpffs,
+            ..Config::default()
+        }
+    }
+
+    /// Where a node pins its programs and maps.
+    pub(crate) fn pins(&self, node: &str) -> PathBuf {
+        self.bpffs.path().join(node).join("egressnat")
+    }
+
+    /// Opens a node's packet path and hands it to `work`.
+    pub(crate) fn open<T: Send + 'static>(
+        &self,
+        node: &str,
+        work: impl AsyncFnOnce(Dataplane) -> T + Send + 'static,
+    ) -> T {
+        let config = self.config(node);
+        self.enter(node, move || {
+            runtime().block_on(async { work(Dataplane::open(config).await.unwrap()).await })
+        })
+    }
+
+    /// Opens a node's packet path, applies a plan, and lets go of it.
+    pub(crate) fn apply(&self, node: &str, plan: NodePlan) -> Report {
+        self.open(node, async move |mut dataplane| {
+            dataplane.apply(&plan).await
+        })
+    }
+
+    /// Applies to both nodes what they must have when `holder` has the floating IP.
+    pub(crate) fn apply_all(&self, holder: &str) {
+        // Who gives an address away is first, as in a planned move.
+        let mut nodes = ["n1", "n2"];
+        nodes.sort_by_key(|node| *node == holder);
+        for node in nodes {
+            let report = self.apply(node, plan(node, holder));
+            assert_eq!(report.failures, [], "{node}");
+        }
+    }
+}
+
+impl Drop for Network {
+    fn drop(&mut self) {
+        for namespace in &self.namespaces {
+            try_run(&format!("ip netns del {namespace}"));
+        }
+        try_run(&format!("umount {}", self.bpffs.path().display()));
+    }
+}
+
+/// A TCP connection to one of the servers.
+pub(crate) struct Connection(TcpStream);
+
+impl Connection {
+    /// Which address the server has for this connection.
+    pub(crate) fn ask(&mut self) -> Option<String> {
+        self.0.write_all(b"?").ok()?;
+        let mut answer = Vec::new();
+        let mut byte = [0];
+        while self.0.read(&mut byte).ok()? == 1 && byte != *b"\n" {
+            answer.push(byte[0]);
+        }
+        String::from_utf8(answer).ok()
+    }
+}
+
+/// What a node must have when `holder` has the floating IP, from the planner itself.
+pub(crate) fn plan(node: &str, holder: &str) -> NodePlan {
+    let mut snapshot = Snapshot::default();
+    for index in 1..=2u8 {
+        let mut entry = Node::new(Health::Up);
+        entry.addresses.insert(IpAddr::from([192, 168, 1, index]));
+        entry.subnets.insert("192.168.1.0/24".parse().unwrap());
+        entry
+            .pod_ranges
+            .insert(format!("10.10.{index}.0/24").parse().unwrap());
+        let name: NodeName = format!("n{index}").parse().unwrap();
+        for (host, role) in [(2, "frontend"), (3, "backend")] {
+            let mut pod = Pod::new(name.clone());
+            pod.ips = BTreeSet::from([IpAddr::from([10, 10, index, host])]);
+            pod.labels = Labels::from([("role".to_owned(), role.to_owned())]);
+            let key = PodKey::new(
+                "alice".parse().unwrap(),
+                format!("pod-{index}-{host}").parse().unwrap(),
+            );
+            snapshot.pods.insert(key, pod);
+        }
+        snapshot.nodes.insert(name, entry);
+    }
+    snapshot
+        .namespaces
+        .insert("alice".parse().unwrap(), Labels::new());
+    let key = GatewayKey::group("kube-system".parse().unwrap(), "default".parse().unwrap());
+    let floating: IpAddr = FLOATING.parse().unwrap();
+    snapshot
+        .gateways
+        .insert(key.clone(), Gateway::new([floating]));
+    let mut source = Source::everything();
+    source.pods = egressnat_core::selector::Selector::from_labels([("role", "frontend")]);
+    let policy = Policy::snat(
+        [source],
+        ["8.8.8.0/24".parse().unwrap()],
+        EgressSource::from(&key),
+    );
+    snapshot.policies.insert("egress".parse().unwrap(), policy);
+    let mut assignment = Assignment::default();
+    assignment.nodes.insert(floating, holder.parse().unwrap());
+    plan_node(&snapshot, &assignment, &node.parse().unwrap()).plan
+}
+
+/// A runtime as the agent has it.
+pub(crate) fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap()
+}
+
+/// Waits until a condition holds, at most ten seconds.
+pub(crate) fn eventually<T: PartialEq + std::fmt::Debug>(want: T, mut read: impl FnMut() -> T) {
+    let start = Instant::now();
+    loop {
+        let now = read();
+        if now == want {
+            return;
+        }
+        assert!(
+            start.elapsed() < DEADLINE,
+            "still {now:?} after {DEADLINE:?}, not {want:?}"
+        );
+        thread::yield_now();
+    }
+}
+
+fn run(command: &str) -> String {
+    let output = try_run(command);
+    assert!(
+        output.status.success(),
+        "{command}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+fn try_run(command: &str) -> std::process::Output {
+    let mut words = command.split_whitespace();
+    Command::new(words.next().unwrap())
+        .args(words)
+        .output()
+        .unwrap()
+}
