@@ -1,21 +1,23 @@
 //! Making a plan real: observe, compare, change what differs.
 
+mod change;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 
 use egressnat_core::gateway::EgressId;
-use egressnat_core::{Change, Decision, Failure, NodePlan, PolicySetId, Report, diff};
+use egressnat_core::{Decision, Failure, NodePlan, PolicySetId, Report, diff};
 use ipnet::{IpNet, Ipv4Net};
 use thiserror::Error;
 
 use crate::announce::{AnnounceError, Announcer};
 use crate::config::Config;
-use crate::conntrack::{ConntrackError, forget_seen_as};
+use crate::conntrack::ConntrackError;
 use crate::egress::EgressTable;
-use crate::maps::{DestinationKey, FORWARD, KEEP, PodKey};
+use crate::maps::{DestinationKey, FORWARD, KEEP};
 use crate::network::{Network, NetworkError, Uplink, is_forwarding};
-use crate::nft::{Elements, NftError, Ruleset, SetName};
-use crate::programs::{Counters, Hook, Maps, Programs, ProgramsError, destination_key};
+use crate::nft::{NftError, Ruleset, SetName};
+use crate::programs::{Counters, Hook, Maps, Programs, ProgramsError};
 use crate::redecide::{affected_pods, forget_stale};
 
 /// The packet path could not be put in place at all.
@@ -382,226 +384,22 @@ impl Dataplane {
             .await?
             .into_iter()
             .collect();
+        Ok((addresses, self.translated()?))
+    }
+
+    /// The floating IPs that everything is in place for but the address itself: an agent may have been killed in between.
+    fn translated(&self) -> Result<BTreeSet<Ipv4Addr>, ObserveError> {
+        let guarded = Ruleset::addresses(SetName::FloatingIps)?;
         let mapped = Ruleset::mappings(SetName::EgressIps)?;
-        let translated = mapped
-            .into_iter()
-            .filter(|(mark, address)| self.egress.mark(*address) == Some(*mark))
-            .map(|(_, address)| address)
-            .collect();
-        Ok((addresses, translated))
-    }
-
-    async fn change(
-        &mut self,
-        changes: &[Change],
-        desired: &NodePlan,
-        routes: &BTreeMap<Ipv4Addr, u32>,
-        report: &mut Report,
-    ) {
-        let (mut pod_ranges, mut internal_ranges) =
-            (RangeChange::default(), RangeChange::default());
-        for change in changes {
-            match change {
-                Change::AddPodRange(range) => pod_ranges.added.push(*range),
-                Change::RemovePodRange(range) => pod_ranges.removed.push(*range),
-                Change::AddInternalRange(range) => internal_ranges.added.push(*range),
-                Change::RemoveInternalRange(range) => internal_ranges.removed.push(*range),
-                _ => {}
-            }
-        }
-        // Ranges of one set change together, removals first: the kernel refuses ranges that overlap, even for an instant.
-        // Internal ranges first, so that nothing inside the cluster is masqueraded between the two.
-        for (set, ranges) in [
-            (SetName::InternalRanges, internal_ranges),
-            (SetName::PodRanges, pod_ranges),
-        ] {
-            match ranges.commit(set) {
-                Ok(written) => report.changes += written,
-                Err(error) => fail(report, &format!("set {set:?}"), &error),
-            }
-        }
-        for change in changes {
-            match self.change_one(change, desired, routes).await {
-                Ok(Written::Yes) => report.changes += 1,
-                Ok(Written::No) => {}
-                Err(error) => fail(report, &change.to_string(), &error),
-            }
-        }
-    }
-
-    async fn change_one(
-        &mut self,
-        change: &Change,
-        desired: &NodePlan,
-        routes: &BTreeMap<Ipv4Addr, u32>,
-    ) -> Result<Written, ObserveError> {
-        match *change {
-            Change::AddPodRange(_)
-            | Change::RemovePodRange(_)
-            | Change::AddInternalRange(_)
-            | Change::RemoveInternalRange(_) => return Ok(Written::No),
-            Change::AddPeer(IpAddr::V4(peer)) => {
-                self.maps
-                    .peers
-                    .insert(u32::from(peer), 1, 0)
-                    .map_err(map_error("peers"))?;
-            }
-            Change::RemovePeer(IpAddr::V4(peer)) => {
-                self.maps
-                    .peers
-                    .remove(&u32::from(peer))
-                    .map_err(map_error("peers"))?;
-            }
-            Change::SetDestination(set, IpNet::V4(prefix), decision) => {
-                let value = match decision {
-                    Decision::Forward => FORWARD,
-                    Decision::Keep => KEEP,
-                    Decision::Snat(address) => {
-                        let index = ipv4(address).and_then(|address| self.egress.index(address));
-                        index.ok_or(ObserveError::NoEgressIndex(address))?
-                    }
-                };
-                let inserted =
-                    self.maps
-                        .destinations
-                        .insert(&destination_key(set.0, prefix), value, 0);
-                inserted.map_err(map_error("destinations"))?;
-            }
-            Change::RemoveDestination(set, IpNet::V4(prefix)) => {
-                let removed = self
-                    .maps
-                    .destinations
-                    .remove(&destination_key(set.0, prefix));
-                removed.map_err(map_error("destinations"))?;
-            }
-            Change::SetPod(IpAddr::V4(address), set) => {
-                if let Some(ifindex) = routes.get(&address) {
-                    let inserted = self
-                        .maps
-                        .pods
-                        .insert(PodKey::new(address, *ifindex), set.0, 0);
-                    inserted.map_err(map_error("pods"))?;
-                }
-            }
-            Change::RemovePod(IpAddr::V4(address)) => {
-                if let Some(ifindex) = routes.get(&address) {
-                    self.maps
-                        .pods
-                        .remove(&PodKey::new(address, *ifindex))
-                        .map_err(map_error("pods"))?;
-                }
-            }
-            Change::AddSnat(IpAddr::V4(address)) => self.add_snat(address)?,
-            Change::AddAddress(IpAddr::V4(address)) => {
-                // What this node knows of the address's flows from an earlier time would take their packets for invalid.
-                forget_seen_as(address)?;
-                self.network.add_floating_ip(&self.uplink, address).await?;
-                self.egress.set_local(&mut self.maps, address, true)?;
-                self.announcer.announce(address);
-            }
-            Change::RemoveAddress(IpAddr::V4(address)) => {
-                self.announcer.withdraw(address);
-                self.egress.set_local(&mut self.maps, address, false)?;
-                self.network
-                    .remove_floating_ip(self.uplink.index, address)
-                    .await?;
-            }
-            Change::RemoveSnat(IpAddr::V4(address)) => {
-                debug_assert!(
-                    !desired.floating_ips.contains(&IpAddr::V4(address)),
-                    "only what is lost is removed"
-                );
-                self.remove_snat(address)?;
-            }
-            // IPv6 is not in what is applied.
-            _ => return Ok(Written::No),
-        }
-        Ok(Written::Yes)
-    }
-
-    fn add_snat(&mut self, address: Ipv4Addr) -> Result<(), ObserveError> {
-        let no_index = || ObserveError::NoEgressIndex(IpAddr::V4(address));
-        let mark = self.egress.mark(address).ok_or_else(no_index)?;
-        let index = self.egress.index(address).ok_or_else(no_index)?;
-        let stale = Elements::of(SetName::EgressIps);
-        let stale = Ruleset::mappings(SetName::EgressIps)?
-            .into_iter()
-            .filter(|(other, _)| *other == mark)
-            .fold(stale, |elements, (mark, address)| {
-                elements.mapping(mark, address)
-            });
-        let mapping = Elements::of(SetName::EgressIps).mapping(mark, address);
-        let floating = Elements::of(SetName::FloatingIps).address(address);
-        Ruleset::change(
-            &[stale],
-            &[mapping, floating],
-            &format!("snat to {address}"),
-        )?;
-        let vni = EgressId::of(IpAddr::V4(address)).vni();
-        Ok(self
-            .maps
-            .vnis
-            .insert(vni, index, 0)
-            .map_err(map_error("vnis"))?)
-    }
-
-    fn remove_snat(&mut self, address: Ipv4Addr) -> Result<(), ObserveError> {
-        // No error when it is not there: the table may have been made anew.
-        let _ = self
-            .maps
-            .vnis
-            .remove(&EgressId::of(IpAddr::V4(address)).vni());
-        let mapping = Ruleset::mappings(SetName::EgressIps)?
-            .into_iter()
-            .filter(|(_, mapped)| *mapped == address)
-            .fold(
-                Elements::of(SetName::EgressIps),
-                |elements, (mark, address)| elements.mapping(mark, address),
-            );
-        let mut floating = Elements::of(SetName::FloatingIps);
-        if Ruleset::addresses(SetName::FloatingIps)?.contains(&address) {
-            floating = floating.address(address);
-        }
-        Ok(Ruleset::change(
-            &[mapping, floating],
-            &[],
-            &format!("the end of snat to {address}"),
-        )?)
-    }
-}
-
-/// Whether a change wrote anything here.
-enum Written {
-    Yes,
-    No,
-}
-
-/// The ranges that come and go in one set.
-#[derive(Default)]
-struct RangeChange {
-    removed: Vec<IpNet>,
-    added: Vec<IpNet>,
-}
-
-impl RangeChange {
-    fn commit(self, set: SetName) -> Result<usize, NftError> {
-        if self.removed.is_empty() && self.added.is_empty() {
-            return Ok(0);
-        }
-        let elements = |ranges: &[IpNet]| {
-            ranges
-                .iter()
-                .fold(Elements::of(set), |elements, range| match range {
-                    IpNet::V4(range) => elements.range(*range),
-                    IpNet::V6(_) => elements,
-                })
+        let is_whole = |(mark, address): &(u32, Ipv4Addr)| {
+            let vni = EgressId::of(IpAddr::V4(*address)).vni();
+            let index = self.maps.vnis.get(&vni, 0).ok();
+            self.egress.mark(*address) == Some(*mark)
+                && index == self.egress.index(*address)
+                && guarded.contains(address)
         };
-        Ruleset::change(
-            &[elements(&self.removed)],
-            &[elements(&self.added)],
-            &format!("ranges of {set:?}"),
-        )?;
-        Ok(self.removed.len() + self.added.len())
+        let whole = mapped.into_iter().filter(is_whole);
+        Ok(whole.map(|(_, address)| address).collect())
     }
 }
 
@@ -610,6 +408,8 @@ impl RangeChange {
 pub(crate) enum ObserveError {
     #[error(transparent)]
     Conntrack(#[from] ConntrackError),
+    #[error("floating IP {0} is not translated to here yet, and is not announced before")]
+    NotTranslated(Ipv4Addr),
     #[error(transparent)]
     Network(#[from] NetworkError),
     #[error(transparent)]
