@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 
 use anyhow::{Context, Result, bail};
-use egressnat_kube::{DirectoryStore, Kind, Object, ObjectKey};
+use egressnat_kube::{Applied, DirectoryStore, Kind, Object, ObjectKey};
 use ipnet::Ipv4Net;
 use serde_json::{Value, json};
 
@@ -69,8 +69,49 @@ pub(crate) fn default_pods() -> Vec<Object> {
     objects
 }
 
+/// Applies a manifest. What the lab filled in stays where the manifest does not name it, as a scheduler's work does; a
+/// node's own addresses, which are its status, are honored.
+pub(crate) fn apply(store: &DirectoryStore, mut manifest: Object) -> Result<Applied> {
+    let filled_in = match manifest.kind() {
+        Kind::Node => "podCIDR",
+        Kind::Pod => "nodeName",
+        _ => return Ok(store.apply(manifest)?),
+    };
+    let key = manifest.key().clone();
+    let old = store.get(&key)?;
+    let kept = old.map(|old| old.at("/spec")[filled_in].clone());
+    if let Some(kept) = kept.filter(|kept| !kept.is_null())
+        && manifest.at("/spec")[filled_in].is_null()
+    {
+        manifest.value_mut()["spec"][filled_in] = kept;
+    }
+    let addresses = manifest.at("/status/addresses").clone();
+    let applied = store.apply(manifest)?;
+    if key.kind != Kind::Node || addresses.is_null() {
+        return Ok(applied);
+    }
+    let mut node = store
+        .get(&key)?
+        .with_context(|| format!("{key} is gone again"))?;
+    if *node.at("/status/addresses") == addresses {
+        return Ok(applied);
+    }
+    node.value_mut()["status"]["addresses"] = addresses;
+    set_status(store, node)?;
+    Ok(match applied {
+        Applied::Unchanged => Applied::Changed,
+        other => other,
+    })
+}
+
+/// Machines that have their place, and what is wrong with the objects of those that have none.
+pub(crate) struct Placed<T> {
+    pub(crate) places: Vec<T>,
+    pub(crate) errors: Vec<String>,
+}
+
 /// Gives every node its address and pod range, and writes them to the objects.
-pub(crate) fn place_nodes(store: &DirectoryStore) -> Result<Vec<NodePlace>> {
+pub(crate) fn place_nodes(store: &DirectoryStore) -> Result<Placed<NodePlace>> {
     let mut nodes = store.list(Kind::Node)?;
     // Workers come first, so that they have the small numbers.
     nodes.sort_by_key(|node| {
@@ -81,10 +122,19 @@ pub(crate) fn place_nodes(store: &DirectoryStore) -> Result<Vec<NodePlace>> {
     });
     let mut addresses = BTreeSet::new();
     let mut ranges = BTreeSet::new();
-    for node in &nodes {
-        addresses.extend(address_of(node)?);
-        ranges.extend(range_of(node)?);
-    }
+    let mut errors = Vec::new();
+    // One node that cannot be placed does not keep the others from it.
+    nodes.retain(|node| match claims_of(node, &addresses, &ranges) {
+        Ok((address, range)) => {
+            addresses.extend(address);
+            ranges.extend(range);
+            true
+        }
+        Err(error) => {
+            errors.push(format!("{error:#}"));
+            false
+        }
+    });
     let mut places = Vec::new();
     for node in nodes {
         let address = match address_of(&node)? {
@@ -125,7 +175,29 @@ pub(crate) fn place_nodes(store: &DirectoryStore) -> Result<Vec<NodePlace>> {
             pods,
         });
     }
-    Ok(places)
+    Ok(Placed { places, errors })
+}
+
+/// The address and pod range that a node's object names, if no other node has them.
+fn claims_of(
+    node: &Object,
+    addresses: &BTreeSet<Ipv4Addr>,
+    ranges: &BTreeSet<Ipv4Net>,
+) -> Result<(Option<Ipv4Addr>, Option<Ipv4Net>)> {
+    let (address, range) = (address_of(node)?, range_of(node)?);
+    if let Some(address) = address.filter(|address| addresses.contains(address)) {
+        bail!(
+            "{}: status.addresses: {address} is another node's: use a free address of {SEGMENT}",
+            node.key()
+        );
+    }
+    if let Some(range) = range.filter(|range| ranges.contains(range)) {
+        bail!(
+            "{}: spec.podCIDR: {range} is another node's: use a range of its own, or leave it out",
+            node.key()
+        );
+    }
+    Ok((address, range))
 }
 
 /// Writes a status as somebody who just read the object.
@@ -172,72 +244,86 @@ fn range_of(node: &Object) -> Result<Option<Ipv4Net>> {
 }
 
 /// Puts every pod on a node and gives it its address, and writes both to the objects.
-pub(crate) fn place_pods(store: &DirectoryStore, nodes: &[NodePlace]) -> Result<Vec<PodPlace>> {
+pub(crate) fn place_pods(store: &DirectoryStore, nodes: &[NodePlace]) -> Result<Placed<PodPlace>> {
     let mut places: Vec<PodPlace> = Vec::new();
+    let mut errors = Vec::new();
     let (placed, open): (Vec<Object>, Vec<Object>) = store
         .list(Kind::Pod)?
         .into_iter()
         .partition(|pod| pod.at("/status/podIP").is_string());
     for pod in placed.into_iter().chain(open) {
-        let host_network = pod.at("/spec/hostNetwork").as_bool().unwrap_or(false);
-        let node = match pod.at("/spec/nodeName").as_str() {
-            Some(name) => nodes
-                .iter()
-                .find(|node| node.name == name)
-                .with_context(|| {
-                    format!(
-                        "{}: spec.nodeName: there is no node {name:?}: name one of {}",
-                        pod.key(),
-                        names(nodes)
-                    )
-                })?,
-            None => {
-                let count =
-                    |node: &NodePlace| places.iter().filter(|pod| pod.node == node.name).count();
-                let node = nodes
-                    .iter()
-                    .min_by_key(|node| count(node))
-                    .context("there is no node for pods")?;
-                let mut object = pod.clone();
-                object.value_mut()["spec"]["nodeName"] = json!(node.name);
-                store.apply(object)?;
-                node
-            }
-        };
-        let address = match pod.at("/status/podIP").as_str() {
-            Some(text) => text
-                .parse()
-                .with_context(|| format!("{}: status.podIP {text:?}", pod.key()))?,
-            None => {
-                let is_free = |address: &Ipv4Addr| places.iter().all(|pod| pod.address != *address);
-                // The first is the node's own by custom.
-                let free = node.pods.hosts().skip(1).find(is_free);
-                let free = if host_network {
-                    Some(node.address)
-                } else {
-                    free
-                };
-                let address = free.with_context(|| {
-                    format!("no address is left in {} for {}", node.pods, pod.key())
-                })?;
-                let mut object = pod.clone();
-                let text = address.to_string();
-                object.value_mut()["status"] =
-                    json!({ "phase": "Running", "podIP": text, "podIPs": [{ "ip": text }] });
-                set_status(store, object)?;
-                address
-            }
-        };
-        places.push(PodPlace {
-            namespace: pod.namespace().unwrap_or_default().to_owned(),
-            name: pod.name().to_owned(),
-            node: node.name.clone(),
-            address,
-            host_network,
-        });
+        // One pod that cannot be placed does not keep the others from it.
+        match place_pod(store, nodes, &places, &pod) {
+            Ok(place) => places.push(place),
+            Err(error) => errors.push(format!("{error:#}")),
+        }
     }
     places.sort_by_key(|pod| (pod.namespace.clone(), pod.name.clone()));
-    Ok(places)
+    Ok(Placed { places, errors })
+}
+
+fn place_pod(
+    store: &DirectoryStore,
+    nodes: &[NodePlace],
+    places: &[PodPlace],
+    pod: &Object,
+) -> Result<PodPlace> {
+    let host_network = pod.at("/spec/hostNetwork").as_bool().unwrap_or(false);
+    let node = match pod.at("/spec/nodeName").as_str() {
+        Some(name) => nodes
+            .iter()
+            .find(|node| node.name == name)
+            .with_context(|| {
+                format!(
+                    "{}: spec.nodeName: there is no node {name:?}: name one of {}",
+                    pod.key(),
+                    names(nodes)
+                )
+            })?,
+        None => {
+            let count =
+                |node: &NodePlace| places.iter().filter(|pod| pod.node == node.name).count();
+            let node = nodes
+                .iter()
+                .min_by_key(|node| count(node))
+                .context("there is no node for pods")?;
+            let mut object = pod.clone();
+            object.value_mut()["spec"]["nodeName"] = json!(node.name);
+            store.apply(object)?;
+            node
+        }
+    };
+    let address = match pod.at("/status/podIP").as_str() {
+        Some(text) => text
+            .parse()
+            .with_context(|| format!("{}: status.podIP {text:?}", pod.key()))?,
+        None => {
+            let is_free = |address: &Ipv4Addr| places.iter().all(|pod| pod.address != *address);
+            // The first is the node's own by custom.
+            let free = node.pods.hosts().skip(1).find(is_free);
+            let free = if host_network {
+                Some(node.address)
+            } else {
+                free
+            };
+            let address = free.with_context(|| {
+                format!("no address is left in {} for {}", node.pods, pod.key())
+            })?;
+            let mut object = pod.clone();
+            let text = address.to_string();
+            object.value_mut()["status"] =
+                json!({ "phase": "Running", "podIP": text, "podIPs": [{ "ip": text }] });
+            set_status(store, object)?;
+            address
+        }
+    };
+    Ok(PodPlace {
+        namespace: pod.namespace().unwrap_or_default().to_owned(),
+        name: pod.name().to_owned(),
+        node: node.name.clone(),
+        address,
+        host_network,
+    })
 }
 
 fn names(nodes: &[NodePlace]) -> String {

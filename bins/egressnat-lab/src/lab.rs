@@ -8,13 +8,13 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use egressnat_kube::{
-    Applied, DirectoryStore, Kind, Manifests, Object, ObjectKey, StoreError, read_manifests,
-};
+use egressnat_kube::{Applied, DirectoryStore, Kind, Manifests, Object, ObjectKey, read_manifests};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::signal::Signal;
 
-use crate::cluster::{NodePlace, PodPlace, default_nodes, default_pods, place_nodes, place_pods};
+use crate::cluster::{
+    self, NodePlace, PodPlace, default_nodes, default_pods, place_nodes, place_pods,
+};
 use crate::probe::until;
 use crate::topology::{SERVERS, Topology};
 use crate::{netns, process};
@@ -213,30 +213,26 @@ impl Lab {
         let mut errors = Vec::new();
         self.topology.build_network()?;
         let nodes = place_nodes(&store)?;
-        let pods = match place_pods(&store, &nodes) {
-            Ok(pods) => pods,
-            Err(error) => {
-                errors.push(format!("{error:#}"));
-                Vec::new()
-            }
-        };
+        errors.extend(nodes.errors);
+        let nodes = nodes.places;
+        let pods = place_pods(&store, &nodes)?;
+        errors.extend(pods.errors);
+        let pods = pods.places;
         let running: Vec<&NodePlace> = nodes
             .iter()
             .filter(|node| !self.is_off(&node.name))
             .collect();
         let wanted = self.wanted(&running, &pods);
-        if errors.is_empty() {
-            for namespace in self
-                .topology
-                .all()
-                .into_iter()
-                .filter(|namespace| !wanted.contains(namespace))
-            {
-                process::kill_all(&self.directory, |role| {
-                    role.ends_with(&format!("@{namespace}"))
-                })?;
-                self.topology.remove(&namespace)?;
-            }
+        for namespace in self
+            .topology
+            .all()
+            .into_iter()
+            .filter(|namespace| !wanted.contains(namespace))
+        {
+            process::kill_all(&self.directory, |role| {
+                role.ends_with(&format!("@{namespace}"))
+            })?;
+            self.topology.remove(&namespace)?;
         }
         for node in &running {
             if self.topology.build_node(node)? {
@@ -388,9 +384,9 @@ impl Lab {
         let mut outcome = Outcome::default();
         for object in objects {
             let key = object.key().clone();
-            match apply_one(&store, object) {
+            match cluster::apply(&store, object) {
                 Ok(applied) => outcome.applied.push((key, applied)),
-                Err(error) => outcome.errors.push(error.to_string()),
+                Err(error) => outcome.errors.push(format!("{error:#}")),
             }
         }
         outcome.errors.extend(self.reconcile()?);
@@ -594,10 +590,15 @@ impl Lab {
         remains.extend(processes.map(|(pid, role)| format!("process {pid} ({role})")));
         let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
         let directory = self.directory.display().to_string();
+        // The whole path: another lab's name may begin with this one's.
+        let is_ours = |line: &&str| {
+            let place = line.split(' ').nth(1).map(Path::new);
+            place.is_some_and(|place| place.starts_with(&self.directory))
+        };
         remains.extend(
             mounts
                 .lines()
-                .filter(|line| line.contains(&directory))
+                .filter(is_ours)
                 .map(|line| format!("mount {line}")),
         );
         if self.directory.exists() {
@@ -646,38 +647,7 @@ fn agent_name(node: &str) -> String {
 fn apply_all(store: &DirectoryStore, objects: Vec<Object>) -> Vec<String> {
     objects
         .into_iter()
-        .filter_map(|object| apply_one(store, object).err())
-        .map(|error| error.to_string())
+        .filter_map(|object| cluster::apply(store, object).err())
+        .map(|error| format!("{error:#}"))
         .collect()
-}
-
-/// Applies an object. A node's addresses and a pod's IP stand in the status, which a manifest does not set; here, where
-/// the lab is the kubelet, it does, as long as there is none.
-///
-/// What the lab filled in as the scheduler stays when a manifest that does not name it is applied again.
-fn apply_one(store: &DirectoryStore, mut object: Object) -> Result<Applied, StoreError> {
-    let status = object.at("/status").clone();
-    let key = object.key().clone();
-    let filled_in = match key.kind {
-        Kind::Node => Some("podCIDR"),
-        Kind::Pod => Some("nodeName"),
-        _ => None,
-    };
-    if let (Some(field), Some(known)) = (filled_in, store.get(&key)?)
-        && object.at("/spec").get(field).is_none()
-        && let Some(value) = known.at("/spec").get(field)
-    {
-        object.value_mut()["spec"][field] = value.clone();
-    }
-    let applied = store.apply(object)?;
-    if matches!(key.kind, Kind::Node | Kind::Pod)
-        && !status.is_null()
-        && let Some(mut known) = store
-            .get(&key)?
-            .filter(|known| known.at("/status").is_null())
-    {
-        known.value_mut()["status"] = status;
-        store.set_status(known)?;
-    }
-    Ok(applied)
 }

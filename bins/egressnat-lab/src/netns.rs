@@ -2,15 +2,24 @@
 
 use std::fs::{self, File};
 use std::io::Write;
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use nix::sched::{CloneFlags, setns};
+use nix::sys::prctl::set_pdeathsig;
+use nix::sys::signal::Signal;
+
+use crate::probe::until;
 
 /// Where iproute2 keeps its namespaces.
 const DIRECTORY: &str = "/run/netns";
+
+/// How long a namespace that is to go may be busy.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 pub(crate) fn path(namespace: &str) -> PathBuf {
     PathBuf::from(DIRECTORY).join(namespace)
@@ -36,6 +45,11 @@ pub(crate) fn ip(namespace: Option<&str>, commands: &[String]) -> Result<()> {
     let mut command = Command::new("ip");
     if let Some(namespace) = namespace {
         command.args(["-n", namespace]);
+    }
+    // Ends with us: one that outlives a killed `up` would build what a `down` takes away at the same time.
+    // SAFETY: prctl is async-signal-safe.
+    unsafe {
+        command.pre_exec(|| set_pdeathsig(Signal::SIGKILL).map_err(std::io::Error::from));
     }
     let mut child = command
         .args(["-batch", "-"])
@@ -69,10 +83,16 @@ pub(crate) fn add(namespace: &str) -> Result<()> {
 
 /// Removes a namespace with everything in it.
 pub(crate) fn delete(namespace: &str) -> Result<()> {
-    if exists(namespace) {
-        ip(None, &[format!("netns delete {namespace}")])?;
+    if !exists(namespace) {
+        return Ok(());
     }
-    Ok(())
+    let mut outcome = Ok(());
+    // Busy for a moment where somebody who was just killed had made it.
+    let deleted = until(namespace, PATIENCE, || {
+        outcome = ip(None, &[format!("netns delete {namespace}")]);
+        (outcome.is_ok() || !exists(namespace)).then_some(())
+    });
+    deleted.or(outcome)
 }
 
 /// Runs `work` on a thread of its own inside a namespace.

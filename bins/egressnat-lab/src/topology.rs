@@ -67,17 +67,23 @@ impl Topology {
         netns::list(&self.prefix)
     }
 
-    /// Makes a namespace unless it is there, complete. Returns whether it was made.
-    fn build(&self, namespace: &str, work: impl FnOnce() -> Result<()>) -> Result<bool> {
+    /// Makes a namespace unless it is there, complete and as `wiring` says. Returns whether it was made.
+    fn build(
+        &self,
+        namespace: &str,
+        wiring: &str,
+        work: impl FnOnce() -> Result<()>,
+    ) -> Result<bool> {
         let marker = self.complete.join(namespace);
-        if netns::exists(namespace) && marker.exists() {
+        let is_so = || std::fs::read_to_string(&marker).is_ok_and(|built| built == wiring);
+        if netns::exists(namespace) && is_so() {
             return Ok(false);
         }
-        netns::delete(namespace)?;
+        self.remove(namespace)?;
         netns::add(namespace)?;
         work()?;
         std::fs::create_dir_all(&self.complete)?;
-        std::fs::write(marker, "")?;
+        std::fs::write(marker, wiring)?;
         Ok(true)
     }
 
@@ -90,7 +96,7 @@ impl Topology {
     /// Segment, router and the outside.
     pub(crate) fn build_network(&self) -> Result<()> {
         let (fabric, router, outside) = (self.fabric(), self.router(), self.outside());
-        self.build(&fabric, || {
+        self.build(&fabric, "", || {
             netns::ip(
                 Some(&fabric),
                 &[
@@ -99,7 +105,7 @@ impl Topology {
                 ],
             )
         })?;
-        self.build(&router, || {
+        self.build(&router, "", || {
             self.connect(&router, "router")?;
             let commands = [
                 format!("addr add {ROUTER}/24 dev eth0"),
@@ -108,7 +114,8 @@ impl Topology {
             netns::ip(Some(&router), &commands)?;
             netns::sysctl(&router, &[("ip_forward", "1")])
         })?;
-        self.build(&outside, || {
+        self.build(&outside, "", || {
+            forget_link(&router, "out0");
             netns::ip(
                 None,
                 &[format!(
@@ -138,6 +145,7 @@ impl Topology {
     /// Puts `eth0` of a namespace on the segment.
     fn connect(&self, namespace: &str, port: &str) -> Result<()> {
         let fabric = self.fabric();
+        forget_link(&fabric, port);
         netns::ip(
             None,
             &[format!(
@@ -156,7 +164,7 @@ impl Topology {
     /// A node on the segment. Returns whether it was made.
     pub(crate) fn build_node(&self, node: &NodePlace) -> Result<bool> {
         let namespace = self.node(&node.name);
-        self.build(&namespace, || {
+        self.build(&namespace, &node.address.to_string(), || {
             let [.., last] = node.address.octets();
             self.connect(&namespace, &format!("node{last}"))?;
             let commands = [
@@ -189,8 +197,9 @@ impl Topology {
     /// A pod on its node. Returns whether it was made.
     pub(crate) fn build_pod(&self, pod: &PodPlace) -> Result<bool> {
         let (namespace, node) = (self.pod(&pod.namespace, &pod.name), self.node(&pod.node));
-        self.build(&namespace, || {
+        self.build(&namespace, &format!("{} {}", pod.node, pod.address), || {
             let link = pod_link(pod.address);
+            forget_link(&node, &link);
             netns::ip(
                 None,
                 &[format!(
@@ -212,6 +221,12 @@ impl Topology {
             netns::ip(Some(&namespace), &pod_side)
         })
     }
+}
+
+/// Removes a link that may be left of an earlier peer: the kernel takes a namespace's links apart some time after its end.
+fn forget_link(namespace: &str, link: &str) {
+    // Mostly it is not there, which is what we want.
+    let _ = netns::ip(Some(namespace), &[format!("link delete {link}")]);
 }
 
 /// Name of a pod's host-side interface.

@@ -113,3 +113,34 @@ fn what_the_node_and_pod_objects_say_is_honored() {
     .unwrap();
     assert_eq!(other, Ipv4Addr::new(192, 168, 1, 77));
 }
+
+#[test]
+fn one_pod_that_cannot_be_placed_stops_no_other_and_is_told_on_the_command_line() {
+    let lab = TestLab::new();
+    let directory = tempfile::tempdir().unwrap();
+    let text = "apiVersion: v1\nkind: Pod\nmetadata: {name: lost}\nspec: {nodeName: nowhere}\n---\n\
+                apiVersion: v1\nkind: Pod\nmetadata: {name: found}\nspec: {}\n";
+    std::fs::write(directory.path().join("pods.yaml"), text).unwrap();
+    let up = lab.cli(&["up", "--manifests", directory.path().to_str().unwrap()]);
+    assert!(!up.status.success());
+    let errors = String::from_utf8(up.stderr).unwrap();
+    for part in ["Pod default/lost", "spec.nodeName", "nowhere", "worker1"] {
+        assert!(errors.contains(part), "{part:?} in {errors}");
+    }
+    let found = lab.cli(&[
+        "exec",
+        "found",
+        "--",
+        "sh",
+        "-c",
+        "curl -s http://8.8.8.8/; exit 7",
+    ]);
+    assert_eq!(found.status.code(), Some(7));
+    let seen = String::from_utf8(found.stdout).unwrap();
+    assert!(seen.starts_with("client 192.168.1."), "{seen}");
+    let table = String::from_utf8(lab.cli(&["get", "pods"]).stdout).unwrap();
+    assert!(
+        table.contains("found") && table.contains("Running"),
+        "{table}"
+    );
+}

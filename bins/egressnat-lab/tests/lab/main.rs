@@ -50,12 +50,22 @@ impl TestLab {
     /// Not up yet, under a name that no other test has.
     fn new() -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
-        let name = format!(
-            "t{}x{}",
-            std::process::id(),
-            COUNT.fetch_add(1, Ordering::Relaxed)
-        );
-        Self(Lab::open(&name).unwrap())
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        Self::named(&format!("t{}x{count}y", std::process::id()))
+    }
+
+    fn named(name: &str) -> Self {
+        Self(Lab::open(name).unwrap())
+    }
+
+    /// The command line, of this lab.
+    fn cli(&self, arguments: &[&str]) -> std::process::Output {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_egressnat-lab"));
+        command
+            .args(["--name", self.name()])
+            .args(arguments)
+            .output()
+            .unwrap()
     }
 
     /// Up, with the seeds' v1 manifests, and with .100 in use.

@@ -14,6 +14,17 @@ fn two_labs_do_not_know_of_each_other() {
 }
 
 #[test]
+fn a_lab_goes_down_beside_one_whose_name_begins_like_its_own() {
+    let one = TestLab::new();
+    let longer = TestLab::named(&format!("{}z", one.name()));
+    for lab in [&one, &longer] {
+        assert_eq!(lab.up(&UpOptions::default()).unwrap(), [""; 0]);
+    }
+    one.down().unwrap();
+    assert!(longer.agent_pid("worker1").is_ok());
+}
+
+#[test]
 fn down_cleans_up_after_a_lab_that_was_killed_in_the_middle() {
     // Killed at several points of its way up: once the first namespace is there, once the first process is, ...
     for remains in [1, 4, 8] {
