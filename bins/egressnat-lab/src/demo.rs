@@ -8,8 +8,9 @@ use anyhow::{Context, Result, bail};
 use egressnat_kube::{Kind, Object, ObjectKey};
 use serde_json::Value;
 
-use crate::lab::{Lab, Target, UpOptions};
+use crate::lab::{Lab, UpOptions};
 use crate::probe::{Protocol, Traffic, seen_pings, seen_source, until};
+use crate::target::Target;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 const FLOATING: Ipv4Addr = Ipv4Addr::new(192, 168, 1, 100);

@@ -1,10 +1,8 @@
 //! A lab: its directory, its objects, its namespaces, its processes.
 
-use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
-use std::str::FromStr;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -16,6 +14,7 @@ use crate::cluster::{
     self, NodePlace, PodPlace, default_nodes, default_pods, place_nodes, place_pods,
 };
 use crate::probe::until;
+use crate::target::Target;
 use crate::topology::{SERVERS, Topology};
 use crate::{netns, process};
 
@@ -39,44 +38,6 @@ impl Default for UpOptions {
         Self {
             manifests: Vec::new(),
             workers: 2,
-        }
-    }
-}
-
-/// A place in the lab to run commands in.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Target {
-    /// A pod: `namespace/name`, or `name` in the namespace `default`.
-    Pod(String, String),
-    /// A node: `node/name`.
-    Node(String),
-    /// Where the servers are: `outside`.
-    Outside,
-    /// The router between the segment and the outside: `router`.
-    Router,
-}
-
-impl FromStr for Target {
-    type Err = std::convert::Infallible;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        Ok(match text.split_once('/') {
-            Some(("node", name)) => Target::Node(name.to_owned()),
-            Some((namespace, name)) => Target::Pod(namespace.to_owned(), name.to_owned()),
-            None if text == "outside" => Target::Outside,
-            None if text == "router" => Target::Router,
-            None => Target::Pod("default".to_owned(), text.to_owned()),
-        })
-    }
-}
-
-impl fmt::Display for Target {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Target::Pod(namespace, name) => write!(f, "{namespace}/{name}"),
-            Target::Node(name) => write!(f, "node/{name}"),
-            Target::Outside => f.write_str("outside"),
-            Target::Router => f.write_str("router"),
         }
     }
 }

@@ -23,7 +23,9 @@ mod netns;
 pub mod probe;
 mod process;
 pub mod server;
+mod target;
 mod topology;
 
-pub use lab::{Lab, Outcome, Target, UpOptions};
+pub use lab::{Lab, Outcome, UpOptions};
 pub use netns::within;
+pub use target::Target;

@@ -1,10 +1,13 @@
+use std::ffi::{c_char, c_void};
 use std::io;
 use std::mem::size_of_val;
 use std::os::fd::AsRawFd;
 
 use nftnl::FinalizedBatch;
+use nftnl_sys as sys;
 use thiserror::Error;
 
+use super::ruleset::FAMILY;
 use crate::netfilter::{AskError, Header};
 
 /// Talking nftables with the kernel failed.
@@ -108,6 +111,29 @@ pub(super) fn commit(batch: &FinalizedBatch, what: &str) -> Result<(), NftError>
             source,
         }),
         None => Ok(()),
+    }
+}
+
+/// Starts one message of our family in a batch.
+///
+/// # Safety
+///
+/// `buffer` has room for a message.
+pub(super) unsafe fn header(
+    buffer: *mut c_void,
+    kind: i32,
+    flags: i32,
+    sequence: u32,
+) -> *mut libc::nlmsghdr {
+    // SAFETY: the caller's promise.
+    unsafe {
+        sys::nftnl_nlmsg_build_hdr(
+            buffer.cast::<c_char>(),
+            kind as u16,
+            FAMILY as u16,
+            flags as u16,
+            sequence,
+        )
     }
 }
 

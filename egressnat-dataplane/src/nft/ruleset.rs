@@ -1,14 +1,14 @@
 //! Our table: made whole once per layout; afterwards only elements change.
 
 use std::collections::BTreeSet;
-use std::ffi::{CStr, CString, c_char, c_void};
+use std::ffi::{CStr, CString, c_void};
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 use nftnl::{Batch, Chain, ChainType, Hook, MsgType, NlMsg, Policy, ProtoFamily, Table};
 use nftnl_sys as sys;
 
-use super::batch::{NftError, commit};
+use super::batch::{NftError, commit, header};
 use super::expr::{self, rule};
 use super::query;
 use super::set::{Change, Elements, SetName};
@@ -315,13 +315,7 @@ unsafe impl NlMsg for Named<'_> {
                     self.0.len() as u32,
                 );
             }
-            let header = sys::nftnl_nlmsg_build_hdr(
-                buffer.cast::<c_char>(),
-                kind as u16,
-                FAMILY as u16,
-                flags as u16,
-                sequence,
-            );
+            let header = header(buffer, kind, flags, sequence);
             sys::nftnl_table_nlmsg_build_payload(header, table);
             sys::nftnl_table_free(table);
         }

@@ -1,7 +1,7 @@
 //! Sets and maps: their declaration, and elements as messages of a batch.
 
 use std::cell::Cell;
-use std::ffi::{CStr, c_char, c_void};
+use std::ffi::{CStr, c_void};
 use std::net::Ipv4Addr;
 use std::ptr::NonNull;
 
@@ -9,6 +9,7 @@ use ipnet::Ipv4Net;
 use nftnl::{Batch, MsgType, NlMsg};
 use nftnl_sys as sys;
 
+use super::batch::header;
 use super::ruleset::{FAMILY, TABLE};
 
 /// Types as nft numbers them (nft's `datatype.h`): what `nft list` prints elements by.
@@ -225,13 +226,7 @@ unsafe impl NlMsg for Elements {
         };
         // SAFETY: see above; the set outlives the call.
         unsafe {
-            let header = sys::nftnl_nlmsg_build_hdr(
-                buffer.cast::<c_char>(),
-                kind as u16,
-                FAMILY as u16,
-                flags as u16,
-                sequence,
-            );
+            let header = header(buffer, kind, flags, sequence);
             sys::nftnl_set_nlmsg_build_payload(header, self.set.as_ptr());
         }
     }
@@ -252,13 +247,7 @@ unsafe impl NlMsg for Page<'_> {
         };
         // SAFETY: see above.
         unsafe {
-            let header = sys::nftnl_nlmsg_build_hdr(
-                buffer.cast::<c_char>(),
-                kind as u16,
-                FAMILY as u16,
-                flags as u16,
-                sequence,
-            );
+            let header = header(buffer, kind, flags, sequence);
             self.more.set(sys::nftnl_set_elems_nlmsg_build_payload_iter(
                 header,
                 self.iterator,

@@ -1,5 +1,5 @@
 use std::io::{BufRead, BufReader};
-use std::process::Stdio;
+use std::process::{Child, Stdio};
 use std::time::Instant;
 
 use super::*;
@@ -19,17 +19,7 @@ fn the_wire_shows_the_tunnel_and_the_translated_packet_e40() {
     let lab = TestLab::with_policy();
     let (_, away) = lab.beside_and_away();
     let holder = Target::Node(lab.holder());
-    let mut capture = lab
-        .command(&holder, "tcpdump")
-        .unwrap()
-        .args(["-l", "-n", "-i", "eth0", "udp port 8473 or host 8.8.8.8"])
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    // It says when it listens.
-    let mut messages = BufReader::new(capture.stderr.take().unwrap()).lines();
-    assert!(messages.any(|line| line.unwrap().starts_with("listening on")));
+    let mut capture = lab.capture(&holder, "eth0", "udp port 8473 or host 8.8.8.8");
     let seen = lab.seen(&away, Protocol::Tcp).unwrap();
     let mut lines = BufReader::new(capture.stdout.take().unwrap())
         .lines()
@@ -135,16 +125,7 @@ fn a_floating_ip_takes_no_new_connections_and_answers_no_stranger_e47() {
 fn no_pod_address_is_ever_seen_outside_of_the_cluster() {
     let lab = TestLab::with_policy();
     let (beside, away) = lab.beside_and_away();
-    let mut capture = lab
-        .command(&Target::Router, "tcpdump")
-        .unwrap()
-        .args(["-l", "-n", "-i", "out0", "src net 10.10.0.0/16"])
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut messages = BufReader::new(capture.stderr.take().unwrap()).lines();
-    assert!(messages.any(|line| line.unwrap().starts_with("listening on")));
+    let mut capture = lab.capture(&Target::Router, "out0", "src net 10.10.0.0/16");
     for target in [&beside, &away, &pod("backend-0")] {
         for protocol in [Protocol::Tcp, Protocol::Udp, Protocol::Http] {
             lab.seen(target, protocol).unwrap();
@@ -158,6 +139,21 @@ fn no_pod_address_is_ever_seen_outside_of_the_cluster() {
 }
 
 impl TestLab {
+    /// A running tcpdump that listens already.
+    fn capture(&self, at: &Target, interface: &str, filter: &str) -> Child {
+        let mut capture = self
+            .command(at, "tcpdump")
+            .unwrap()
+            .args(["-l", "-n", "-i", interface, filter])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut messages = BufReader::new(capture.stderr.take().unwrap()).lines();
+        assert!(messages.any(|line| line.unwrap().starts_with("listening on")));
+        capture
+    }
+
     /// The address of the node that a pod of alice's runs on.
     fn node_address(&self, target: &Target) -> Ipv4Addr {
         let Target::Pod(namespace, name) = target else {
