@@ -8,7 +8,7 @@ set -euo pipefail
 packages=(
     clang llvm libbpf-dev
     libnftnl-dev libmnl-dev pkg-config gcc libc6-dev
-    iproute2 iputils-ping nftables tcpdump curl
+    iproute2 iputils-ping nftables tcpdump curl procps
 )
 
 if ! command -v dpkg-query >/dev/null; then
