@@ -112,7 +112,9 @@ impl Lab {
     ///
     /// The machine does not let us, or something does not come up in time.
     pub fn up(&self, options: &UpOptions) -> Result<Vec<String>> {
-        fs::create_dir_all(self.directory.join("logs"))?;
+        let logs = self.directory.join("logs");
+        // Again, should the last of other labs just have taken the directory of all labs away.
+        fs::create_dir_all(&logs).or_else(|_| fs::create_dir_all(&logs))?;
         self.mount_bpffs()?;
         let store = DirectoryStore::open(self.objects())?;
         let mut given = Manifests::default();
@@ -582,6 +584,8 @@ impl Lab {
             }
             while umount2(&self.bpffs(), MntFlags::MNT_DETACH).is_ok() {}
             let _ = fs::remove_dir_all(&self.directory);
+            // Stays while there are other labs.
+            let _ = fs::remove_dir(ROOT);
             if self.remains().is_empty() {
                 return Ok(());
             }
