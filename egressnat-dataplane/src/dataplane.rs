@@ -168,7 +168,7 @@ impl Dataplane {
             }
         }
         let changes = diff(&observed, &desired);
-        self.change(&changes, &desired, &routes, &mut report).await;
+        self.change(&changes, &routes, &mut report).await;
         // A binding is made by a flow's first packet. Where the decision has changed, flows have to start anew.
         match forget_stale(&affected_pods(&changes, &observed, &desired), &desired) {
             Ok(forgotten) => report.changes += forgotten,

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nix::fcntl::{Flock, FlockArg};
 use serde_json::{Value, json};
@@ -101,21 +101,18 @@ impl DirectoryStore {
 
     /// Files and documents that cannot be used now.
     pub fn errors(&self) -> Vec<ManifestError> {
-        let mut scan = self
-            .scan
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        self.scan().errors()
+    }
+
+    /// What the directory holds now. A scan that panicked holds files that were parsed whole, and looks again.
+    fn scan(&self) -> MutexGuard<'_, Scan> {
+        let mut scan = self.scan.lock().unwrap_or_else(PoisonError::into_inner);
         scan.refresh(&self.directory);
-        scan.errors()
+        scan
     }
 
     fn objects(&self) -> BTreeMap<ObjectKey, Object> {
-        let mut scan = self
-            .scan
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
-        scan.refresh(&self.directory);
-        scan.objects()
+        self.scan().objects()
     }
 
     /// Makes an object what its manifest says, as `kubectl apply` does: `status` in the manifest is ignored, what others
@@ -243,15 +240,11 @@ impl DirectoryStore {
         if path.exists() {
             return Ok(());
         }
-        let mut scan = self
-            .scan
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
-        let path = scan
+        let path = self
+            .scan()
             .file_of(object.key())
             .map(|path| path.display().to_string())
             .unwrap_or_default();
-        scan.refresh(&self.directory);
         Err(StoreError::HandWritten {
             key: object.key().clone(),
             path,

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 
 use egressnat_core::gateway::EgressId;
-use egressnat_core::{Change, Decision, NodePlan, Report};
+use egressnat_core::{Change, Decision, Report};
 use ipnet::IpNet;
 
 use super::{Dataplane, ObserveError, fail, ipv4, map_error};
@@ -18,7 +18,6 @@ impl Dataplane {
     pub(super) async fn change(
         &mut self,
         changes: &[Change],
-        desired: &NodePlan,
         routes: &BTreeMap<Ipv4Addr, u32>,
         report: &mut Report,
     ) {
@@ -45,7 +44,7 @@ impl Dataplane {
             }
         }
         for change in changes {
-            match self.change_one(change, desired, routes).await {
+            match self.change_one(change, routes).await {
                 Ok(Written::Yes) => report.changes += 1,
                 Ok(Written::No) => {}
                 Err(error) => fail(report, &change.to_string(), &error),
@@ -56,7 +55,6 @@ impl Dataplane {
     async fn change_one(
         &mut self,
         change: &Change,
-        desired: &NodePlan,
         routes: &BTreeMap<Ipv4Addr, u32>,
     ) -> Result<Written, ObserveError> {
         match *change {
@@ -133,13 +131,7 @@ impl Dataplane {
                     .remove_floating_ip(self.uplink.index, address)
                     .await?;
             }
-            Change::RemoveSnat(IpAddr::V4(address)) => {
-                debug_assert!(
-                    !desired.floating_ips.contains(&IpAddr::V4(address)),
-                    "only what is lost is removed"
-                );
-                self.remove_snat(address)?;
-            }
+            Change::RemoveSnat(IpAddr::V4(address)) => self.remove_snat(address)?,
             // IPv6 is not in what is applied.
             _ => return Ok(Written::No),
         }
