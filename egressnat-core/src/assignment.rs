@@ -1,24 +1,38 @@
 //! Which node holds which floating IP.
 //!
+//! A node is *eligible* for a floating IP when it is up and the IP lies in one of its subnets. It is *open* when it is
+//! eligible, not being drained, and holds fewer floating IPs than its capacity. A floating IP is *well placed* when its node is
+//! eligible, not being drained, and not over its capacity; of a node over its capacity, the IPs with the highest addresses are
+//! the ones too many.
+//!
 //! # Guarantees
 //!
-//! * The order of input does not matter; there is no state but [`Snapshot::previous`].
-//! * Each floating IP is on at most one node, and that node is eligible: up, and with a subnet that contains the IP.
-//! * An IP whose node is still eligible does not move. So losing a node moves exactly its IPs, a node that returns takes
-//!   nothing, and new nodes or IPs move nothing (E32).
-//! * No IP is unassigned while a node is eligible for it.
-//! * Each placement picks the best node by E30: worker before control plane, then a node without floating IPs, then the
-//!   one with the fewest, then by name.
+//! 1. The order of input does not matter; there is no state but [`Snapshot::previous`].
+//! 2. Each floating IP is on at most one node, and that node is eligible for it.
+//! 3. An IP that is well placed does not move (E32). So losing a node moves exactly its IPs, a node that returns takes nothing,
+//!    and new nodes or IPs move nothing.
+//! 4. An IP that is not well placed moves to an open node if there is one, so a node that is drained gives away what it has
+//!    (E35). If there is none, the IP stays where it is as long as that node is eligible: nobody's traffic stops for a drain or
+//!    for a capacity. A finding says so.
+//! 5. No IP is unassigned while a node is open for it.
+//! 6. Each placement picks the best open node by E30: worker before control plane, then a node without floating IPs, then
+//!    the one with the fewest, then by name. So a fresh placement over nodes of one role and the same subnets, without
+//!    capacities, is balanced within one.
+//! 7. Assigning again, with the outcome as the previous assignment, changes nothing.
 
-use alloc::collections::{BTreeMap, BTreeSet};
+mod place;
+
+pub(crate) use place::{Placement, Places};
+
+use alloc::collections::BTreeMap;
 use alloc::format;
+use alloc::string::String;
 use alloc::vec::Vec;
 use core::net::IpAddr;
-use ipnet::IpNet;
 
 use crate::finding::{Finding, Reason, Subject};
 use crate::gateway::{EffectiveGateways, effective_gateways};
-use crate::model::{Health, NodeName, Role, Snapshot};
+use crate::model::{NodeName, Snapshot};
 
 /// Floating IP → node.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -45,6 +59,19 @@ pub enum Unassigned {
     NoSubnet,
     /// Nodes have such a subnet, and none of them is up.
     NoNodeUp,
+    /// Nodes are eligible, and all of them are being drained.
+    AllDraining,
+    /// Nodes are eligible, and those that are not being drained hold as many floating IPs as they may.
+    NoRoom,
+}
+
+/// Why a floating IP is still where it should not be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Stuck {
+    /// Its node is being drained.
+    Draining,
+    /// Its node holds more than its capacity.
+    OverCapacity,
 }
 
 /// The outcome of an assignment.
@@ -54,137 +81,77 @@ pub struct Assigned {
     pub assignment: Assignment,
     /// Which floating IPs nobody holds, and why.
     pub unassigned: BTreeMap<IpAddr, Unassigned>,
+    /// Which floating IPs stay on a node that should not have them, because nobody else can take them.
+    pub stuck: BTreeMap<IpAddr, Stuck>,
     /// The gateways the assignment is for.
     pub gateways: EffectiveGateways,
-    /// Findings of the gateways, and one for each unassigned IP.
+    /// Findings of the gateways, and one for each IP that is unassigned or stuck.
     pub findings: Vec<Finding>,
 }
 
-/// Assigns the floating IPs of all effective gateways to nodes (E30–E34).
+/// Assigns the floating IPs of all effective gateways to nodes (E30–E35).
 pub fn assign(snapshot: &Snapshot) -> Assigned {
     let gateways = effective_gateways(snapshot);
-    let mut nodes: BTreeMap<IpAddr, NodeName> = BTreeMap::new();
-    let mut load: BTreeMap<&NodeName, usize> = BTreeMap::new();
-
-    // What is well placed stays, before anything new is placed.
-    let mut open = Vec::new();
+    let mut places = Places::default();
+    for (name, node) in &snapshot.nodes {
+        places.set_node(name, node);
+    }
     for address in gateways.owners.keys() {
-        let holder = snapshot.previous.nodes.get(address);
-        match holder.and_then(|holder| snapshot.nodes.get_key_value(holder)) {
-            Some((name, node)) if node.health == Health::Up && node.is_on_link(*address) => {
-                nodes.insert(*address, name.clone());
-                *load.entry(name).or_default() += 1;
-            }
-            _ => open.push(*address),
-        }
+        places.add(*address, snapshot.previous.nodes.get(address));
     }
+    places.settle();
 
-    let mut unassigned = BTreeMap::new();
-    if !open.is_empty() {
-        let mut candidates = Candidates::new(snapshot, &load);
-        for address in open {
-            match candidates.take_best(address) {
-                Some(name) => {
-                    nodes.insert(address, name.clone());
-                }
-                None => {
-                    let is_known = snapshot.nodes.values().any(|node| node.is_on_link(address));
-                    let reason = if is_known {
-                        Unassigned::NoNodeUp
-                    } else {
-                        Unassigned::NoSubnet
-                    };
-                    unassigned.insert(address, reason);
-                }
+    let mut assigned = Assigned {
+        assignment: places.assignment(),
+        ..Assigned::default()
+    };
+    assigned.findings.clone_from(&gateways.findings);
+    for (address, owner) in &gateways.owners {
+        let placement = places.placement(address);
+        match placement {
+            Placement::Well => {}
+            Placement::Stuck(stuck) => {
+                assigned.stuck.insert(*address, stuck);
+            }
+            Placement::Nowhere => {
+                let reason = places.why_unassigned(*address);
+                assigned.unassigned.insert(*address, reason);
             }
         }
+        assigned
+            .findings
+            .extend(placement_finding(*address, owner, &places));
     }
-
-    let mut findings = gateways.findings.clone();
-    findings.extend(unassigned.iter().map(|(address, reason)| {
-        let owner = gateways.owners[address].clone();
-        let message = unassigned_message(*address, *reason);
-        Finding::new(Subject::Gateway(owner), Reason::Unassigned, message)
-    }));
-    findings.sort();
-    Assigned {
-        assignment: Assignment { nodes },
-        unassigned,
-        gateways,
-        findings,
-    }
+    assigned.findings.sort();
+    assigned.gateways = gateways;
+    assigned
 }
 
-/// The order of E30 among the nodes of one subnet that are up. The first is the best:
-/// 1. the IP lies in a subnet of the node, and the node is up: by being in the list at all;
-/// 2. workers before control-plane nodes;
-/// 3. nodes that hold no floating IP before those that do: follows from 4, and stands here because the seed says it;
-/// 4. the fewest floating IPs;
-/// 5. name, so that the order is total.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct Rank<'a> {
-    role: Role,
-    is_holding: bool,
-    holds: usize,
-    name: &'a NodeName,
+/// What is to be told about where an address is, if anything.
+pub(crate) fn placement_finding(
+    address: IpAddr,
+    owner: &crate::model::GatewayKey,
+    places: &Places,
+) -> Option<Finding> {
+    let (reason, message) = match places.placement(&address) {
+        Placement::Well => return None,
+        Placement::Stuck(stuck) => {
+            let holder = places.holder(&address)?;
+            (Reason::CannotMove, stuck_message(address, holder, stuck))
+        }
+        Placement::Nowhere => (
+            Reason::Unassigned,
+            unassigned_message(address, places.why_unassigned(address)),
+        ),
+    };
+    Some(Finding::new(
+        Subject::Gateway(owner.clone()),
+        reason,
+        message,
+    ))
 }
 
-/// The eligible nodes by subnet, each list in the order of E30, so that a placement costs the logarithm of their number.
-struct Candidates<'a> {
-    snapshot: &'a Snapshot,
-    by_subnet: BTreeMap<IpNet, BTreeSet<Rank<'a>>>,
-}
-
-impl<'a> Candidates<'a> {
-    fn new(snapshot: &'a Snapshot, load: &BTreeMap<&NodeName, usize>) -> Self {
-        let mut by_subnet: BTreeMap<IpNet, BTreeSet<Rank<'a>>> = BTreeMap::new();
-        for (name, node) in &snapshot.nodes {
-            if node.health != Health::Up {
-                continue;
-            }
-            let holds = load.get(name).copied().unwrap_or(0);
-            let rank = Rank {
-                role: node.role,
-                is_holding: holds > 0,
-                holds,
-                name,
-            };
-            for subnet in &node.subnets {
-                by_subnet.entry(subnet.trunc()).or_default().insert(rank);
-            }
-        }
-        Self {
-            snapshot,
-            by_subnet,
-        }
-    }
-
-    /// The best node for `address`, counted as holding it from now on.
-    fn take_best(&mut self, address: IpAddr) -> Option<&'a NodeName> {
-        let best = self
-            .by_subnet
-            .iter()
-            .filter(|(subnet, _)| subnet.contains(&address))
-            .filter_map(|(_, ranks)| ranks.first())
-            .min()
-            .copied()?;
-        let holds = best.holds + 1;
-        let next = Rank {
-            is_holding: true,
-            holds,
-            ..best
-        };
-        for subnet in &self.snapshot.nodes[best.name].subnets {
-            if let Some(ranks) = self.by_subnet.get_mut(&subnet.trunc()) {
-                ranks.remove(&best);
-                ranks.insert(next);
-            }
-        }
-        Some(best.name)
-    }
-}
-
-fn unassigned_message(address: IpAddr, reason: Unassigned) -> alloc::string::String {
+fn unassigned_message(address: IpAddr, reason: Unassigned) -> String {
     match reason {
         Unassigned::NoSubnet => format!(
             "floating IP {address} lies in no node's subnet: use an address of the nodes' network, or correct the nodes' \
@@ -192,6 +159,27 @@ fn unassigned_message(address: IpAddr, reason: Unassigned) -> alloc::string::Str
         ),
         Unassigned::NoNodeUp => format!(
             "every node with a subnet for floating IP {address} is down: start the agent on one of them"
+        ),
+        Unassigned::AllDraining => format!(
+            "every node that is up and has a subnet for floating IP {address} is cordoned or being drained: uncordon one of \
+             them, or add a node"
+        ),
+        Unassigned::NoRoom => format!(
+            "every node with a subnet for floating IP {address} holds as many floating IPs as it may: raise a node's capacity, \
+             or add a node"
+        ),
+    }
+}
+
+fn stuck_message(address: IpAddr, holder: &NodeName, stuck: Stuck) -> String {
+    match stuck {
+        Stuck::Draining => format!(
+            "floating IP {address} stays on node {holder}, which is cordoned or being drained: no other node with a subnet for \
+             it is up and has room. Add one before {holder} goes, or its traffic stops"
+        ),
+        Stuck::OverCapacity => format!(
+            "floating IP {address} stays on node {holder}, which holds more than its capacity: no other node with a subnet \
+             for it is up and has room. Raise a capacity, or add a node"
         ),
     }
 }

@@ -1,19 +1,25 @@
 //! From one plan to the next, by the fewest changes, in an order that leaks nothing.
 
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
 use core::fmt;
 use core::net::IpAddr;
 use ipnet::IpNet;
 
-use crate::plan::{Decision, NodePlan, PolicySetId};
+use crate::model::{MasqueradeAction, MasqueradeMatch};
+use crate::plan::{NodePlan, PolicySetId, Steering};
 
-/// One change of a node's state.
+/// One change of a node's state. The order of the variants is the order in which changes are made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Change {
     /// Accept steered packets from this node.
     AddPeer(IpAddr),
     /// Never masquerade, and never treat as egress, traffic to this range.
     AddInternalRange(IpNet),
+    /// Drop undecided packets to this range.
+    AddGuardRange(IpNet),
+    /// Set what happens to packets that no policy decides.
+    SetMasquerade(MasqueradeMatch, MasqueradeAction),
     /// Masquerade traffic from this range of pods.
     AddPodRange(IpNet),
     /// Translate to this floating IP.
@@ -21,7 +27,7 @@ pub enum Change {
     /// Take and announce this floating IP.
     AddAddress(IpAddr),
     /// Set the decision for a destination of a policy set.
-    SetDestination(PolicySetId, IpNet, Decision),
+    SetDestination(PolicySetId, IpNet, Steering),
     /// Set the policy set of a pod address.
     SetPod(IpAddr, PolicySetId),
     /// A pod address is selected no more.
@@ -34,6 +40,10 @@ pub enum Change {
     RemoveSnat(IpAddr),
     /// Stop masquerading traffic from this range.
     RemovePodRange(IpNet),
+    /// A masquerade rule is gone.
+    RemoveMasquerade(MasqueradeMatch),
+    /// Undecided packets to this range may go.
+    RemoveGuardRange(IpNet),
     /// This range is inside the cluster no more.
     RemoveInternalRange(IpNet),
     /// Accept no steered packets from this node.
@@ -45,6 +55,8 @@ impl fmt::Display for Change {
         match self {
             Change::AddPeer(ip) => write!(f, "+ peer {ip}"),
             Change::AddInternalRange(range) => write!(f, "+ internal range {range}"),
+            Change::AddGuardRange(range) => write!(f, "+ guard range {range}"),
+            Change::SetMasquerade(rule, action) => write!(f, "+ {action} {rule}"),
             Change::AddPodRange(range) => write!(f, "+ pod range {range}"),
             Change::AddSnat(ip) => write!(f, "+ snat to {ip}"),
             Change::AddAddress(ip) => write!(f, "+ address {ip}"),
@@ -59,6 +71,8 @@ impl fmt::Display for Change {
             Change::RemoveAddress(ip) => write!(f, "- address {ip}"),
             Change::RemoveSnat(ip) => write!(f, "- snat to {ip}"),
             Change::RemovePodRange(range) => write!(f, "- pod range {range}"),
+            Change::RemoveMasquerade(rule) => write!(f, "- masquerade rule {rule}"),
+            Change::RemoveGuardRange(range) => write!(f, "- guard range {range}"),
             Change::RemoveInternalRange(range) => write!(f, "- internal range {range}"),
             Change::RemovePeer(ip) => write!(f, "- peer {ip}"),
         }
@@ -74,78 +88,73 @@ impl fmt::Display for Change {
 /// * A policy set has its destinations before a pod uses it; no pod uses it any more when they go.
 pub fn diff(observed: &NodePlan, desired: &NodePlan) -> Vec<Change> {
     let mut changes = Vec::new();
-    changes.extend(
-        desired
-            .peers
-            .difference(&observed.peers)
-            .map(|ip| Change::AddPeer(*ip)),
+    let mut missing =
+        |have: &BTreeSet<IpNet>, want: &BTreeSet<IpNet>, change: fn(IpNet) -> Change| {
+            changes.extend(want.difference(have).map(|range| change(*range)));
+        };
+    let (o, d) = (observed, desired);
+    missing(
+        &o.internal_ranges,
+        &d.internal_ranges,
+        Change::AddInternalRange,
     );
-    changes.extend(
-        desired
-            .internal_ranges
-            .difference(&observed.internal_ranges)
-            .map(|range| Change::AddInternalRange(*range)),
+    missing(&o.guard_ranges, &d.guard_ranges, Change::AddGuardRange);
+    missing(&o.pod_ranges, &d.pod_ranges, Change::AddPodRange);
+    missing(&d.pod_ranges, &o.pod_ranges, Change::RemovePodRange);
+    missing(
+        &d.internal_ranges,
+        &o.internal_ranges,
+        Change::RemoveInternalRange,
     );
-    changes.extend(
-        desired
-            .pod_ranges
-            .difference(&observed.pod_ranges)
-            .map(|range| Change::AddPodRange(*range)),
-    );
-    let gained: Vec<IpAddr> = desired
-        .floating_ips
-        .difference(&observed.floating_ips)
-        .copied()
-        .collect();
-    changes.extend(gained.iter().map(|ip| Change::AddSnat(*ip)));
-    changes.extend(gained.iter().map(|ip| Change::AddAddress(*ip)));
-    for ((set, prefix), decision) in &desired.destinations {
-        if observed.destinations.get(&(*set, *prefix)) != Some(decision) {
-            changes.push(Change::SetDestination(*set, *prefix, *decision));
-        }
-    }
-    for (ip, set) in &desired.pods {
-        if observed.pods.get(ip) != Some(set) {
-            changes.push(Change::SetPod(*ip, *set));
-        }
-    }
+    missing(&d.guard_ranges, &o.guard_ranges, Change::RemoveGuardRange);
 
-    for ip in observed.pods.keys() {
-        if !desired.pods.contains_key(ip) {
-            changes.push(Change::RemovePod(*ip));
-        }
-    }
-    for (set, prefix) in observed.destinations.keys() {
-        if !desired.destinations.contains_key(&(*set, *prefix)) {
-            changes.push(Change::RemoveDestination(*set, *prefix));
-        }
-    }
-    let lost: Vec<IpAddr> = observed
-        .floating_ips
-        .difference(&desired.floating_ips)
-        .copied()
-        .collect();
-    changes.extend(lost.iter().map(|ip| Change::RemoveAddress(*ip)));
-    changes.extend(lost.iter().map(|ip| Change::RemoveSnat(*ip)));
+    changes.extend(d.peers.difference(&o.peers).map(|ip| Change::AddPeer(*ip)));
     changes.extend(
-        observed
-            .pod_ranges
-            .difference(&desired.pod_ranges)
-            .map(|range| Change::RemovePodRange(*range)),
-    );
-    changes.extend(
-        observed
-            .internal_ranges
-            .difference(&desired.internal_ranges)
-            .map(|range| Change::RemoveInternalRange(*range)),
-    );
-    changes.extend(
-        observed
-            .peers
-            .difference(&desired.peers)
+        o.peers
+            .difference(&d.peers)
             .map(|ip| Change::RemovePeer(*ip)),
     );
+    for ip in d.floating_ips.difference(&o.floating_ips) {
+        changes.extend([Change::AddSnat(*ip), Change::AddAddress(*ip)]);
+    }
+    for ip in o.floating_ips.difference(&d.floating_ips) {
+        changes.extend([Change::RemoveAddress(*ip), Change::RemoveSnat(*ip)]);
+    }
+    entries(
+        &mut changes,
+        (&o.masquerade.rules, &d.masquerade.rules),
+        |rule, action| Change::SetMasquerade(*rule, *action),
+        |rule| Change::RemoveMasquerade(*rule),
+    );
+    entries(
+        &mut changes,
+        (&o.destinations, &d.destinations),
+        |(set, prefix), steering| Change::SetDestination(*set, *prefix, *steering),
+        |(set, prefix)| Change::RemoveDestination(*set, *prefix),
+    );
+    entries(
+        &mut changes,
+        (&o.pods, &d.pods),
+        |ip, set| Change::SetPod(*ip, *set),
+        |ip| Change::RemovePod(*ip),
+    );
+    changes.sort_unstable();
     changes
+}
+
+fn entries<K: Ord, V: PartialEq>(
+    changes: &mut Vec<Change>,
+    (observed, desired): (&BTreeMap<K, V>, &BTreeMap<K, V>),
+    set: impl Fn(&K, &V) -> Change,
+    remove: impl Fn(&K) -> Change,
+) {
+    for (key, value) in desired {
+        if observed.get(key) != Some(value) {
+            changes.push(set(key, value));
+        }
+    }
+    let gone = observed.keys().filter(|key| !desired.contains_key(key));
+    changes.extend(gone.map(remove));
 }
 
 #[cfg(test)]

@@ -3,7 +3,9 @@
 //! Planning never fails: an object that makes no sense is left out, everything else is planned, and a
 //! [`Finding`] says so. The controller turns findings into events and conditions.
 
-use alloc::string::String;
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
 use core::fmt;
 
 use crate::model::{GatewayKey, NodeName, PodKey, PolicyName};
@@ -62,6 +64,8 @@ reasons! {
     InvalidGatewayRef => "InvalidGatewayRef",
     /// A floating IP that an older gateway group has already (E23).
     DuplicateFloatingIp => "DuplicateFloatingIP",
+    /// A floating IP that no host can send with: multicast, loopback, IPv4 in the form of IPv6.
+    InvalidFloatingIp => "InvalidFloatingIP",
     /// A floating IP that is a node's own address.
     FloatingIpIsNodeAddress => "FloatingIPIsNodeAddress",
     /// Two floating IPs with the same tunnel id.
@@ -70,16 +74,30 @@ reasons! {
     DuplicateEgressSourceIp => "DuplicateEgressSourceIP",
     /// No eligible node for a floating IP (E34).
     Unassigned => "Unassigned",
+    /// A floating IP stays on a node that is being drained or holds too many: nobody else can take it (E35).
+    CannotMove => "CannotMove",
     /// A gateway group in a namespace whose `Cluster` does not switch the feature on (E7).
     ClusterSwitchOff => "ClusterSwitchOff",
     /// A gateway group whose name in `kube-system` another group has (E7).
     GatewayNameTaken => "GatewayNameTaken",
     /// A policy without sources or destinations (E3, E4).
     IncompletePolicy => "IncompletePolicy",
+    /// A selector that the API server would refuse (E10); the policy is not applied.
+    InvalidSelector => "InvalidSelector",
+    /// A destination that no packet can have; the others are applied.
+    InvalidDestination => "InvalidDestination",
+    /// A destination inside the cluster: never egress traffic (E12).
+    InternalDestination => "InternalDestination",
+    /// A destination of a family of which the policy has no egress IP.
+    NoEgressIpOfFamily => "NoEgressIPOfFamily",
     /// A pod that shares the node's network is not selected (E15).
     HostNetworkPod => "HostNetworkPod",
     /// Another policy has the same destination and wins (E16).
     Overlap => "Overlap",
+    /// The policies of a node's pods have more destinations than its packet path can hold.
+    PlanTooLarge => "PlanTooLarge",
+    /// Two nodes with one address: neither can be told from the other.
+    DuplicateNodeAddress => "DuplicateNodeAddress",
 }
 
 impl fmt::Display for Reason {
@@ -107,6 +125,19 @@ impl Finding {
             reason,
             message: message.into(),
         }
+    }
+}
+
+/// The first few of a list and how many there are more: a message stays short, whatever it is about.
+pub(crate) fn some_of<T: fmt::Display>(items: impl ExactSizeIterator<Item = T>) -> String {
+    const SHOWN: usize = 3;
+    let more = items.len().saturating_sub(SHOWN);
+    let shown: Vec<String> = items.take(SHOWN).map(|item| item.to_string()).collect();
+    let shown = shown.join(", ");
+    if more == 0 {
+        shown
+    } else {
+        format!("{shown} and {more} more")
     }
 }
 

@@ -6,7 +6,9 @@ use alloc::vec::Vec;
 use core::fmt;
 use core::net::IpAddr;
 
+use crate::cidr::is_usable_source;
 use crate::finding::{Finding, Reason, Subject};
+use crate::hash::fnv1a32;
 use crate::model::{Gateway, GatewayKey, NamespaceName, NodeName, Snapshot};
 
 /// The namespace in which gateway groups are effective (E7).
@@ -42,13 +44,6 @@ impl fmt::Display for EgressId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:#08x}", self.0)
     }
-}
-
-/// FNV-1a, 32 bits: our own hash, so that ids are the same with every release of every library.
-pub(crate) fn fnv1a32(bytes: impl Iterator<Item = u8>) -> u32 {
-    bytes.fold(0x811c_9dc5, |hash, byte| {
-        (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)
-    })
 }
 
 /// The gateway groups as they take effect, all in `kube-system`, and what kept others from it.
@@ -155,7 +150,15 @@ fn give_addresses(snapshot: &Snapshot, effective: &mut EffectiveGateways) {
             if !seen.insert(address) {
                 continue;
             }
-            if let Some(owner) = effective.owners.get(&address) {
+            if !is_usable_source(address) {
+                refuse(
+                    Reason::InvalidFloatingIp,
+                    format!(
+                        "floating IP {address} is no address that a host can send with: use a unicast address of the nodes' \
+                         network, an IPv4 address in IPv4 form"
+                    ),
+                );
+            } else if let Some(owner) = effective.owners.get(&address) {
                 refuse(
                     Reason::DuplicateFloatingIp,
                     format!(

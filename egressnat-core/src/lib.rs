@@ -44,7 +44,7 @@
 //!
 //! let assignment = assign(&snapshot).assignment;
 //! let plan = plan_node(&snapshot, &assignment, &worker).plan;
-//! let decision = plan.decide("10.10.1.2".parse().unwrap(), "8.8.8.8".parse().unwrap());
+//! let decision = plan.decide("10.10.1.2".parse().unwrap(), "8.8.8.8".parse().unwrap(), None);
 //! assert_eq!(decision, Decision::Snat("192.168.1.100".parse().unwrap()));
 //! # Ok::<(), InvalidName>(())
 //! ```
@@ -58,10 +58,15 @@
 
 extern crate alloc;
 
+#[cfg(test)]
+mod arbitrary;
 pub mod assignment;
+mod cidr;
+pub mod cluster;
 pub mod diff;
 pub mod finding;
 pub mod gateway;
+mod hash;
 pub mod model;
 pub mod plan;
 pub mod policy;
@@ -70,11 +75,12 @@ pub mod selector;
 pub mod verify;
 
 pub use assignment::{Assigned, Assignment, assign};
+pub use cluster::{ClusterPlan, plan_cluster};
 pub use diff::{Change, diff};
 pub use finding::{Finding, Reason, Subject};
 pub use gateway::{EffectiveGateways, effective_gateways};
 pub use model::Snapshot;
-pub use plan::{Decision, NodePlan, Planned, PolicySetId, plan_node};
-pub use policy::{ResolvedPolicy, resolve_policies};
+pub use plan::{Decision, NodePlan, Planned, PolicySetId, Steering, plan_node};
+pub use policy::{EgressIps, ResolvedPolicy, resolve_policies};
 pub use report::{Failure, Report};
 pub use verify::{Violation, verify_assignment, verify_node_plan};

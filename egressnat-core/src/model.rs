@@ -4,17 +4,21 @@
 //! value and not of the machine.
 
 mod cluster;
+mod event;
+mod masquerade;
 mod name;
 mod node;
 mod pod;
 mod policy;
 
 pub use cluster::{Cluster, ClusterKey, Gateway, GatewayKey, GatewayKind};
+pub use event::Event;
+pub use masquerade::{MasqueradeAction, MasqueradeMatch, MasqueradeRules, Protocol};
 pub(crate) use name::is_subdomain;
 pub use name::{InvalidName, Name, NamespaceName, NodeName, PolicyName};
 pub use node::{Health, Node, Role};
 pub use pod::{Labels, Pod, PodKey, PodPhase};
-pub use policy::{Action, EgressSource, Policy, Source};
+pub use policy::{Action, EgressSource, Enforcement, Policy, Source};
 
 use alloc::collections::{BTreeMap, BTreeSet};
 use ipnet::IpNet;
@@ -49,6 +53,8 @@ pub struct Snapshot {
     ///
     /// The pod ranges and addresses of the nodes are added by the planner.
     pub cluster_ranges: BTreeSet<IpNet>,
+    /// What happens to packets of pods that no policy decides.
+    pub masquerade: MasqueradeRules,
     /// The assignment that is in force: read for minimal movement only.
     pub previous: Assignment,
 }
@@ -56,10 +62,9 @@ pub struct Snapshot {
 impl Snapshot {
     /// Every range whose destinations are never egress traffic: pod, service and node addresses.
     pub fn internal_ranges(&self) -> BTreeSet<IpNet> {
-        let mut ranges = self.cluster_ranges.clone();
+        let mut ranges: BTreeSet<IpNet> = self.cluster_ranges.iter().map(IpNet::trunc).collect();
         for node in self.nodes.values() {
-            ranges.extend(node.pod_ranges.iter().map(IpNet::trunc));
-            ranges.extend(node.addresses.iter().copied().map(IpNet::from));
+            ranges.extend(node.internal_ranges());
         }
         ranges
     }

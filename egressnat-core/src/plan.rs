@@ -1,18 +1,33 @@
 //! Everything one node must have.
+//!
+//! The phases are files: `selection` (which policies select a pod), `table` (what a policy set does to which destination),
+//! `assembly` (from pods and tables to one plan within its limits).
 
-use alloc::borrow::ToOwned;
+pub(crate) mod assembly;
+pub(crate) mod selection;
+pub(crate) mod table;
+
 use alloc::collections::{BTreeMap, BTreeSet};
-use alloc::format;
 use alloc::vec::Vec;
 use core::fmt;
 use core::net::IpAddr;
 use ipnet::IpNet;
 
 use crate::assignment::Assignment;
-use crate::finding::{Finding, Reason, Subject};
-use crate::gateway::{effective_gateways, fnv1a32};
-use crate::model::{Action, NodeName, Pod, PodKey, PodPhase, Policy, PolicyName, Snapshot};
+use crate::cidr::Cover;
+use crate::finding::Finding;
+use crate::gateway::effective_gateways;
+use crate::model::{
+    Action, Enforcement, MasqueradeAction, MasqueradeRules, NodeName, Policy, PolicyName, Protocol,
+    Snapshot,
+};
 use crate::policy::{ResolvedPolicy, resolve_policies};
+
+/// The most destinations of all policy sets of a node together: the size of the packet path's table.
+///
+/// Pods whose policy sets do not fit keep what is promised to them: if one of their policies is strict, their traffic out of
+/// the cluster is dropped, and a finding says so.
+pub const MAX_DESTINATIONS: usize = 262_144;
 
 /// The id of a policy set on its node: the ordered set of policies that select a pod.
 ///
@@ -21,30 +36,68 @@ use crate::policy::{ResolvedPolicy, resolve_policies};
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct PolicySetId(pub u32);
 
+impl PolicySetId {
+    /// No policy: the pod is known, and nothing selects it.
+    pub const EMPTY: Self = Self(0);
+    /// Stands for every policy set that does not fit in the plan and must not leak.
+    pub const CLOSED: Self = Self(u32::MAX);
+}
+
 impl fmt::Display for PolicySetId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:08x}", self.0)
     }
 }
 
-/// What happens to a packet of a pod.
+/// What the table of a policy set says about a destination.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
-pub enum Decision {
-    /// Leave it to the node's routes and the masquerade rules.
+pub enum Steering {
+    /// No policy decides: leave the packet to the node's routes and the masquerade rules.
     Forward,
     /// Keep the pod IP, without masquerading (E5).
     Keep,
     /// Steer it to the holder of this egress IP, to leave with that address.
     Snat(IpAddr),
+    /// Let it not leave: a strict policy selects it and has no egress IP for it (E43).
+    Drop,
+}
+
+impl fmt::Display for Steering {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Steering::Forward => f.write_str("forward"),
+            Steering::Keep => f.write_str("keep"),
+            Steering::Snat(address) => write!(f, "snat to {address}"),
+            Steering::Drop => f.write_str("drop"),
+        }
+    }
+}
+
+/// What happens to the source address of a packet of a pod, with everything taken together that may translate it.
+///
+/// The order in which they decide: an egress policy, a `NoSNAT` policy, the non-masquerade list, masquerading. Among policies
+/// the longest destination prefix comes first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub enum Decision {
+    /// The packet leaves with this egress IP, by way of the node that holds it.
+    Snat(IpAddr),
+    /// It leaves with the pod's address.
+    Keep,
+    /// It leaves with the address of the pod's node.
+    Masquerade,
+    /// It does not leave.
+    Drop,
 }
 
 impl fmt::Display for Decision {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Decision::Forward => f.write_str("forward"),
-            Decision::Keep => f.write_str("keep"),
             Decision::Snat(address) => write!(f, "snat to {address}"),
+            Decision::Keep => f.write_str("keep"),
+            Decision::Masquerade => f.write_str("masquerade"),
+            Decision::Drop => f.write_str("drop"),
         }
     }
 }
@@ -53,11 +106,11 @@ impl fmt::Display for Decision {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct NodePlan {
-    /// Addresses of local pods that some policy selects, with their policy set.
+    /// Addresses of the node's pods with their policy set: [`PolicySetId::EMPTY`] for a pod that no policy selects.
     pub pods: BTreeMap<IpAddr, PolicySetId>,
     /// For each policy set the destination prefixes that matter; the longest match decides, no match is
-    /// [`Decision::Forward`].
-    pub destinations: BTreeMap<(PolicySetId, IpNet), Decision>,
+    /// [`Steering::Forward`].
+    pub destinations: BTreeMap<(PolicySetId, IpNet), Steering>,
     /// The floating IPs this node holds: it has the address, and translates to it.
     pub floating_ips: BTreeSet<IpAddr>,
     /// The other nodes' addresses: steered packets are accepted from these only (E47).
@@ -66,32 +119,63 @@ pub struct NodePlan {
     pub pod_ranges: BTreeSet<IpNet>,
     /// Ranges inside the cluster: traffic to them is never egress and never masqueraded (E12).
     pub internal_ranges: BTreeSet<IpNet>,
+    /// Destinations of strict policies: packets to them from an address of `pod_ranges` that is not in `pods` are dropped,
+    /// unless they go to one of `internal_ranges` (E43).
+    pub guard_ranges: BTreeSet<IpNet>,
+    /// What happens to packets of pods that no policy decides.
+    pub masquerade: MasqueradeRules,
 }
 
 impl NodePlan {
     /// What happens to a packet from `source` to `destination`, by the tables of this plan alone.
     ///
-    /// This is the lookup that the packet path does, in the same two steps.
-    pub fn decide(&self, source: IpAddr, destination: IpAddr) -> Decision {
-        let Some(set) = self.pods.get(&source) else {
-            return Decision::Forward;
-        };
-        self.destinations
-            .iter()
-            .filter(|((id, prefix), _)| id == set && prefix.contains(&destination))
-            .max_by_key(|((_, prefix), _)| prefix.prefix_len())
-            .map_or(Decision::Forward, |(_, decision)| *decision)
+    /// This is the lookup that the packet path does, in the same steps: the pod's policy set, then the longest prefix in the
+    /// set's table, then the guard, then the masquerade rules. For many lookups build a [`DecisionTable`](crate::DecisionTable).
+    pub fn decide(
+        &self,
+        source: IpAddr,
+        destination: IpAddr,
+        protocol: Option<Protocol>,
+    ) -> Decision {
+        let contains =
+            |ranges: &BTreeSet<IpNet>, ip: &IpAddr| ranges.iter().any(|range| range.contains(ip));
+        let set = self.pods.get(&source);
+        match set.map_or(Steering::Forward, |set| self.steer(*set, destination)) {
+            Steering::Snat(address) => return Decision::Snat(address),
+            Steering::Keep => return Decision::Keep,
+            Steering::Drop => return Decision::Drop,
+            Steering::Forward => {}
+        }
+        let is_of_pod = set.is_some() || contains(&self.pod_ranges, &source);
+        if !is_of_pod || contains(&self.internal_ranges, &destination) {
+            return Decision::Keep;
+        }
+        if set.is_none() && contains(&self.guard_ranges, &destination) {
+            return Decision::Drop;
+        }
+        match self.masquerade.find(source, destination, protocol) {
+            Some((_, MasqueradeAction::Keep)) => Decision::Keep,
+            Some((_, MasqueradeAction::Masquerade)) | None => Decision::Masquerade,
+        }
+    }
+
+    /// The longest match in the table of one policy set.
+    fn steer(&self, set: PolicySetId, destination: IpAddr) -> Steering {
+        let width = if destination.is_ipv4() { 32 } else { 128 };
+        (0..=width)
+            .rev()
+            .filter_map(|length| IpNet::new(destination, length).ok())
+            .find_map(|prefix| self.destinations.get(&(set, prefix.trunc())))
+            .map_or(Steering::Forward, |steering| *steering)
     }
 
     /// The egress IPs that this node steers to, whoever holds them.
     pub fn egress_ips(&self) -> BTreeSet<IpAddr> {
-        self.destinations
-            .values()
-            .filter_map(|decision| match decision {
-                Decision::Snat(address) => Some(*address),
-                Decision::Forward | Decision::Keep => None,
-            })
-            .collect()
+        let address = |steering: &Steering| match steering {
+            Steering::Snat(address) => Some(*address),
+            Steering::Forward | Steering::Keep | Steering::Drop => None,
+        };
+        self.destinations.values().filter_map(address).collect()
     }
 }
 
@@ -111,168 +195,84 @@ pub struct Planned {
 ///
 /// # Guarantees
 ///
-/// Total and deterministic: every snapshot has a plan. No destination inside the cluster is ever egress (E12): such
-/// prefixes are left out, and ranges of the cluster inside a wider destination are cut out of it.
+/// Total and deterministic: every snapshot has a plan, of at most [`MAX_DESTINATIONS`] destinations. No destination inside the
+/// cluster is ever egress (E12): such prefixes are left out, and ranges of the cluster inside a wider destination are cut out
+/// of it.
 pub fn plan_node(snapshot: &Snapshot, assignment: &Assignment, node: &NodeName) -> Planned {
     let gateways = effective_gateways(snapshot);
     let resolved = resolve_policies(snapshot, &gateways).policies;
-    let applied: BTreeMap<&PolicyName, (&Policy, ResolvedPolicy)> = resolved
-        .iter()
-        .map(|(name, action)| (name, (&snapshot.policies[name], *action)))
-        .collect();
     let internal_ranges = snapshot.internal_ranges();
+    let applied: Vec<Applied<'_>> = resolved
+        .iter()
+        .map(|(name, resolved)| Applied {
+            name,
+            policy: &snapshot.policies[name],
+            resolved: *resolved,
+        })
+        .collect();
 
-    let mut planned = Planned::default();
-    let mut pods_by_set: BTreeMap<Vec<&PolicyName>, Vec<IpAddr>> = BTreeMap::new();
-    let mut claimed = BTreeSet::new();
-    for (key, pod) in &snapshot.pods {
-        if &pod.node != node || pod.phase == PodPhase::Finished {
-            continue;
-        }
-        let set: Vec<&PolicyName> = applied
-            .iter()
-            .filter(|(_, (policy, _))| selects(policy, snapshot, key, pod))
-            .map(|(name, _)| *name)
-            .collect();
-        if pod.host_network {
-            if !set.is_empty() {
-                planned.findings.push(host_network_finding(key, &set));
-            }
-            continue;
-        }
-        // While two pods tell the same address, it counts for the first by name.
-        let addresses = pod.ips.iter().filter(|address| claimed.insert(**address));
-        let addresses: Vec<IpAddr> = addresses.copied().collect();
-        if set.is_empty() {
-            continue;
-        }
-        for name in &set {
-            *planned.selected.entry((*name).clone()).or_default() += 1;
-        }
-        pods_by_set.entry(set).or_default().extend(addresses);
-    }
+    let selected = selection::select(snapshot, node, &applied);
+    let tables = selected
+        .addresses_by_set
+        .keys()
+        .filter(|set| !set.is_empty())
+        .map(|set| {
+            let policies: Vec<Applied<'_>> = set.iter().map(|index| applied[*index]).collect();
+            let is_held = |address: &IpAddr| assignment.nodes.contains_key(address);
+            (
+                set.clone(),
+                table::SetTable::new(&policies, &internal_ranges, is_held),
+            )
+        })
+        .collect();
+    let mut planned = assembly::assemble(node, &applied, selected, tables, &internal_ranges);
 
-    let mut overlaps = BTreeSet::new();
-    let mut taken = BTreeSet::new();
-    for (set, addresses) in pods_by_set {
-        let id = set_id(&set, &mut taken);
-        let policies: Vec<_> = set.iter().map(|name| (*name, applied[name])).collect();
-        for (prefix, decision) in destinations(&policies, &internal_ranges, &mut overlaps) {
-            planned.plan.destinations.insert((id, prefix), decision);
-        }
-        planned
-            .plan
-            .pods
-            .extend(addresses.into_iter().map(|address| (address, id)));
-    }
-    planned.findings.extend(overlaps);
-    planned.findings.sort();
-
-    planned.plan.floating_ips = assignment
+    let plan = &mut planned.plan;
+    plan.floating_ips = assignment
         .held_by(node)
         .filter(|address| gateways.owners.contains_key(address))
         .collect();
     for (name, other) in &snapshot.nodes {
         if name != node {
-            planned.plan.peers.extend(&other.addresses);
+            plan.peers.extend(&other.addresses);
         } else {
-            planned.plan.pod_ranges = other.pod_ranges.iter().map(IpNet::trunc).collect();
+            plan.pod_ranges = other.pod_ranges.iter().map(IpNet::trunc).collect();
         }
     }
-    planned.plan.internal_ranges = internal_ranges;
+    plan.guard_ranges = guard_ranges(&applied);
+    plan.internal_ranges = internal_ranges;
+    plan.masquerade = snapshot.masquerade.clone();
     planned
 }
 
-/// E10: any rule, and within a rule both selectors. `NoSNAT` without sources selects every pod (E5).
-fn selects(policy: &Policy, snapshot: &Snapshot, key: &PodKey, pod: &Pod) -> bool {
-    if policy.action == Action::NoSnat && policy.sources.is_empty() {
-        return true;
-    }
-    // A namespace that is not known (yet) selects nothing, not even by the empty selector: its labels decide.
-    let Some(namespace) = snapshot.namespaces.get(&key.namespace) else {
-        return false;
-    };
-    policy
-        .sources
-        .iter()
-        .any(|source| source.namespaces.matches(namespace) && source.pods.matches(&pod.labels))
+/// A policy that is applied, and to what it resolved.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Applied<'a> {
+    pub(crate) name: &'a PolicyName,
+    pub(crate) policy: &'a Policy,
+    pub(crate) resolved: ResolvedPolicy,
 }
 
-fn host_network_finding(key: &PodKey, set: &[&PolicyName]) -> Finding {
-    let policies = set
-        .iter()
-        .map(|name| name.as_str())
-        .collect::<Vec<_>>()
-        .join(", ");
-    Finding::new(
-        Subject::Pod(key.clone()),
-        Reason::HostNetworkPod,
-        format!(
-            "the pod matches {policies} and has hostNetwork: true: its traffic cannot be told from its node's and leaves \
-             with the node's address; run it without hostNetwork"
-        ),
-    )
+impl Applied<'_> {
+    /// Whether it promises that its traffic never leaves with another address.
+    pub(crate) fn is_strict(&self) -> bool {
+        is_strict(self.policy)
+    }
 }
 
-/// The hash of the names; the next free id on a collision within the node.
-fn set_id(set: &[&PolicyName], taken: &mut BTreeSet<u32>) -> PolicySetId {
-    let bytes = set.iter().flat_map(|name| name.as_str().bytes().chain([0]));
-    let mut id = fnv1a32(bytes);
-    // 0 is "no policy set" in the packet path.
-    while id == 0 || !taken.insert(id) {
-        id = id.wrapping_add(1);
-    }
-    PolicySetId(id)
+/// Whether a policy promises that its traffic never leaves with another address.
+pub(crate) fn is_strict(policy: &Policy) -> bool {
+    policy.enforcement == Enforcement::Strict && matches!(policy.action, Action::Snat(_))
 }
 
-/// The destination table of one policy set.
-fn destinations(
-    policies: &[(&PolicyName, (&Policy, ResolvedPolicy))],
-    internal_ranges: &BTreeSet<IpNet>,
-    overlaps: &mut BTreeSet<Finding>,
-) -> BTreeMap<IpNet, Decision> {
-    // E16: equal prefixes go to the oldest policy, then by name. Longer prefixes win by themselves.
-    let mut by_age = policies.to_vec();
-    by_age.sort_by_key(|(name, (policy, _))| (policy.created, *name));
-    let mut winners: BTreeMap<IpNet, (&PolicyName, Decision)> = BTreeMap::new();
-    for (name, (policy, action)) in by_age {
-        let decision = match action {
-            ResolvedPolicy::Snat(address) => Decision::Snat(address),
-            ResolvedPolicy::Keep => Decision::Keep,
-        };
-        for prefix in policy.destinations.iter().map(IpNet::trunc) {
-            if internal_ranges.iter().any(|range| range.contains(&prefix)) {
-                continue;
-            }
-            match winners.get(&prefix) {
-                Some((winner, won)) if *won != decision => {
-                    overlaps.insert(Finding::new(
-                        Subject::Policy(name.clone()),
-                        Reason::Overlap,
-                        format!(
-                            "destination {prefix} also belongs to EgressNATPolicy {winner}, which is older or first by \
-                             name and wins: narrow one of the two"
-                        ),
-                    ));
-                }
-                Some(_) => {}
-                None => {
-                    winners.insert(prefix, (name, decision));
-                }
-            }
-        }
-    }
-    let holes: Vec<IpNet> = internal_ranges
-        .iter()
-        .filter(|range| winners.keys().any(|prefix| prefix.contains(*range)))
-        .map(ToOwned::to_owned)
+/// E43: what undecided packets must not reach, none of them inside another.
+fn guard_ranges(applied: &[Applied<'_>]) -> BTreeSet<IpNet> {
+    let strict = applied.iter().filter(|applied| applied.is_strict());
+    let all: BTreeSet<IpNet> = strict
+        .flat_map(|applied| &applied.policy.destinations)
+        .map(IpNet::trunc)
         .collect();
-    let mut table: BTreeMap<IpNet, Decision> = winners
-        .into_iter()
-        .map(|(prefix, (_, decision))| (prefix, decision))
-        .collect();
-    table.extend(holes.into_iter().map(|range| (range, Decision::Forward)));
-    table
+    Cover::new(&all).into_ranges()
 }
 
 #[cfg(test)]

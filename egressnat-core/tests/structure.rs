@@ -126,6 +126,7 @@ fn the_feature_serde_adds_serde_and_its_macro_only() {
         .collect();
     let expected = BTreeSet::from([
         "egressnat-core",
+        "hashbrown",
         "ipnet",
         "proc-macro2",
         "quote",

@@ -13,9 +13,10 @@
 #define MAX_EGRESS 1024
 #define MAX_PEERS 16384
 
-/* The value of a destination is an index into `egress_ips`, but for these two. */
+/* The value of a destination is an index into `egress_ips`, but for these three. */
 #define FORWARD 0
 #define KEEP 1
+#define DROP 0xffffffff
 
 struct pod_key {
 	__be32 address;
@@ -126,6 +127,8 @@ int steer(struct __sk_buff *skb)
 	__u32 *index = bpf_map_lookup_elem(&destinations, &key);
 	if (!index || *index == FORWARD)
 		return TC_ACT_UNSPEC;
+	if (*index == DROP)
+		return TC_ACT_SHOT;
 
 	__u32 bits = *index << MARK_SHIFT;
 	if (*index != KEEP) {

@@ -6,7 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 
 use egressnat_core::gateway::EgressId;
-use egressnat_core::{Decision, Failure, NodePlan, PolicySetId, Report, diff};
+use egressnat_core::model::MasqueradeRules;
+use egressnat_core::{Failure, NodePlan, PolicySetId, Report, Steering, diff};
 use ipnet::{IpNet, Ipv4Net};
 use thiserror::Error;
 
@@ -14,7 +15,7 @@ use crate::announce::{AnnounceError, Announcer};
 use crate::config::Config;
 use crate::conntrack::ConntrackError;
 use crate::egress::EgressTable;
-use crate::maps::{DestinationKey, FORWARD, KEEP};
+use crate::maps::{DROP, DestinationKey, FORWARD, KEEP};
 use crate::network::{Network, NetworkError, Uplink, is_forwarding};
 use crate::nft::{NftError, Ruleset, SetName};
 use crate::programs::{Counters, Hook, Maps, Programs, ProgramsError};
@@ -231,11 +232,17 @@ impl Dataplane {
         for address in plan.floating_ips.iter().filter(|address| !is_ipv4(address)) {
             later(format!("floating IP {address}"));
         }
-        for address in plan.pods.keys().filter(|address| !is_ipv4(address)) {
+        // There is no guard in this packet path yet (SECURITY.md), and without one a pod that nothing selects needs no entry.
+        let pods: BTreeMap<IpAddr, PolicySetId> = plan
+            .pods
+            .iter()
+            .filter(|(_, set)| **set != PolicySetId::EMPTY)
+            .map(|(address, set)| (*address, *set))
+            .collect();
+        for address in pods.keys().filter(|address| !is_ipv4(address)) {
             later(format!("pod {address}"));
         }
-        for address in plan
-            .pods
+        for address in pods
             .keys()
             .copied()
             .filter_map(ipv4)
@@ -246,26 +253,34 @@ impl Dataplane {
                 message: "it has no route of its own yet: it is steered as soon as its interface is there".to_owned(),
             });
         }
-        let decided = |decision: &Decision| !matches!(decision, Decision::Snat(IpAddr::V6(_)));
+        if !plan.masquerade.is_empty() {
+            report.failures.push(Failure {
+                object: "masquerade rules".to_owned(),
+                message: "this packet path has none yet: everything that leaves the cluster and is not decided otherwise is \
+                          masqueraded"
+                    .to_owned(),
+            });
+        }
+        let decided = |steering: &Steering| !matches!(steering, Steering::Snat(IpAddr::V6(_)));
         NodePlan {
-            pods: plan
-                .pods
-                .iter()
+            pods: pods
+                .into_iter()
                 .filter(|(address, _)| {
-                    ipv4(**address).is_some_and(|address| routes.contains_key(&address))
+                    ipv4(*address).is_some_and(|address| routes.contains_key(&address))
                 })
-                .map(|(address, set)| (*address, *set))
                 .collect(),
             destinations: plan
                 .destinations
                 .iter()
-                .filter(|((_, prefix), decision)| prefix.addr().is_ipv4() && decided(decision))
-                .map(|(key, decision)| (*key, *decision))
+                .filter(|((_, prefix), steering)| prefix.addr().is_ipv4() && decided(steering))
+                .map(|(key, steering)| (*key, *steering))
                 .collect(),
             floating_ips: plan.floating_ips.iter().copied().filter(is_ipv4).collect(),
             peers: plan.peers.iter().copied().filter(is_ipv4).collect(),
             pod_ranges: without_overlap(&plan.pod_ranges),
             internal_ranges: without_overlap(&plan.internal_ranges),
+            guard_ranges: BTreeSet::new(),
+            masquerade: MasqueradeRules::default(),
         }
     }
 
@@ -342,17 +357,18 @@ impl Dataplane {
             let Ok(prefix) = Ipv4Net::new(data.address(), length) else {
                 continue;
             };
-            let decision = match value {
-                FORWARD => Decision::Forward,
-                KEEP => Decision::Keep,
+            let steering = match value {
+                FORWARD => Steering::Forward,
+                KEEP => Steering::Keep,
+                DROP => Steering::Drop,
                 index => match self.egress.address(index) {
-                    Some(address) => Decision::Snat(IpAddr::V4(address)),
-                    None => Decision::Forward,
+                    Some(address) => Steering::Snat(IpAddr::V4(address)),
+                    None => Steering::Forward,
                 },
             };
             observed
                 .destinations
-                .insert((PolicySetId(data.set), IpNet::V4(prefix)), decision);
+                .insert((PolicySetId(data.set), IpNet::V4(prefix)), steering);
         }
         for entry in self.maps.peers.iter() {
             let (peer, _) = entry.map_err(map_error("peers"))?;

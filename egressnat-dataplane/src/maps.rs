@@ -8,6 +8,8 @@ use aya::Pod;
 pub(crate) const FORWARD: u32 = 0;
 /// Value of a destination whose packets keep the pod's address.
 pub(crate) const KEEP: u32 = 1;
+/// Value of a destination whose packets do not leave.
+pub(crate) const DROP: u32 = u32::MAX;
 /// The first index of an egress IP.
 pub(crate) const FIRST_EGRESS: u32 = 2;
 /// As in the C source.

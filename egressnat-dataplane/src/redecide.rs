@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
 
-use egressnat_core::{Change, Decision, NodePlan, PolicySetId};
+use egressnat_core::{Change, Decision, NodePlan, PolicySetId, Steering};
 
 use crate::conntrack::{Connection, ConntrackError, connections, forget};
 use crate::dataplane::ipv4;
@@ -23,7 +23,7 @@ pub(crate) fn affected_pods(
                 sets.insert(*set);
             }
             Change::AddAddress(address) | Change::RemoveAddress(address) => {
-                let uses = |(_, decision): &(_, &Decision)| **decision == Decision::Snat(*address);
+                let uses = |(_, steering): &(_, &Steering)| **steering == Steering::Snat(*address);
                 let using = desired.destinations.iter().filter(uses);
                 sets.extend(using.map(|((set, _), _)| *set));
             }
@@ -63,25 +63,23 @@ fn is_stale(connection: &Connection, plan: &NodePlan) -> bool {
         seen_as,
         ..
     } = connection;
-    match plan.decide(IpAddr::V4(*source), IpAddr::V4(*destination)) {
-        Decision::Keep => seen_as != source,
+    let is_internal = || {
+        let destination = IpAddr::V4(*destination);
+        plan.internal_ranges
+            .iter()
+            .any(|range| range.contains(&destination))
+    };
+    match plan.decide(IpAddr::V4(*source), IpAddr::V4(*destination), None) {
+        // Who translates inside the cluster is not we.
+        Decision::Keep => seen_as != source && !is_internal(),
         // Translated here if we hold the address, else on the gateway node and not here.
         Decision::Snat(IpAddr::V4(address)) if plan.floating_ips.contains(&IpAddr::V4(address)) => {
             *seen_as != address
         }
         Decision::Snat(_) => seen_as != source,
         // Steered before; now it would leave with the pod's address. One that was translated goes on as it is.
-        Decision::Forward => {
-            let is_in = |ranges: &BTreeSet<ipnet::IpNet>, address: &Ipv4Addr| {
-                ranges
-                    .iter()
-                    .any(|range| range.contains(&IpAddr::V4(*address)))
-            };
-            seen_as == source
-                && answered_by == destination
-                && is_in(&plan.pod_ranges, source)
-                && !is_in(&plan.internal_ranges, destination)
-        }
+        Decision::Masquerade => seen_as == source && answered_by == destination,
+        Decision::Drop => true,
     }
 }
 
@@ -93,10 +91,10 @@ mod tests {
 
     const SET: PolicySetId = PolicySetId(1);
 
-    fn plan(decision: Decision, floating_ips: &[&str]) -> NodePlan {
+    fn plan(steering: Steering, floating_ips: &[&str]) -> NodePlan {
         NodePlan {
             pods: BTreeMap::from([("10.10.1.2".parse().unwrap(), SET)]),
-            destinations: BTreeMap::from([((SET, "8.8.8.0/24".parse().unwrap()), decision)]),
+            destinations: BTreeMap::from([((SET, "8.8.8.0/24".parse().unwrap()), steering)]),
             floating_ips: floating_ips.iter().map(|ip| ip.parse().unwrap()).collect(),
             pod_ranges: BTreeSet::from(["10.10.1.0/24".parse().unwrap()]),
             internal_ranges: BTreeSet::from(["10.0.0.0/8".parse().unwrap()]),
@@ -107,7 +105,7 @@ mod tests {
     #[test]
     fn a_connection_is_stale_if_it_would_leave_with_another_address() {
         let floating = "192.168.1.100";
-        let snat = Decision::Snat(floating.parse().unwrap());
+        let snat = Steering::Snat(floating.parse().unwrap());
         struct Case {
             name: &'static str,
             plan: NodePlan,
@@ -166,14 +164,14 @@ mod tests {
             ),
             case(
                 "kept",
-                plan(Decision::Keep, &[]),
+                plan(Steering::Keep, &[]),
                 "8.8.8.8",
                 "10.10.1.2",
                 false,
             ),
             case(
                 "masqueraded, now kept",
-                plan(Decision::Keep, &[]),
+                plan(Steering::Keep, &[]),
                 "8.8.8.8",
                 "192.168.1.1",
                 true,
@@ -214,7 +212,7 @@ mod tests {
     #[test]
     fn only_pods_that_a_change_concerns_are_affected() {
         let floating: IpAddr = "192.168.1.100".parse().unwrap();
-        let mut desired = plan(Decision::Snat(floating), &[]);
+        let mut desired = plan(Steering::Snat(floating), &[]);
         desired
             .pods
             .insert("10.10.1.3".parse().unwrap(), PolicySetId(2));

@@ -5,10 +5,7 @@ use std::time::{Duration, Instant};
 
 use egressnat_core::gateway::SYSTEM_NAMESPACE;
 use egressnat_core::model::{GatewayKey, NodeName, Snapshot};
-use egressnat_core::{
-    Assigned, Assignment, Finding, Reason, ResolvedPolicy, Subject, assign, effective_gateways,
-    resolve_policies,
-};
+use egressnat_core::{Assigned, Assignment, ClusterPlan, effective_gateways, plan_cluster};
 use ipnet::IpNet;
 use serde_json::{Value, json};
 
@@ -147,7 +144,9 @@ impl<S: ObjectStore> Controller<S> {
             None => self.index.assignment(&effective_gateways(&snapshot)),
         };
         snapshot.previous = before.clone();
-        let assigned = assign(&snapshot);
+        let ClusterPlan {
+            assigned, findings, ..
+        } = plan_cluster(&snapshot);
         self.assignment = Some(assigned.assignment.clone());
 
         self.write_copies(&assigned).await?;
@@ -156,10 +155,7 @@ impl<S: ObjectStore> Controller<S> {
         for fact in moves(&before, &assigned) {
             self.recorder.happened(&self.store, &fact).await?;
         }
-        let facts = findings(&snapshot, &assigned)
-            .iter()
-            .map(Fact::from)
-            .collect();
+        let facts = findings.iter().map(Fact::from).collect();
         self.recorder.holding(&self.store, facts).await
     }
 
@@ -322,28 +318,6 @@ impl<S: ObjectStore> Controller<S> {
 }
 
 /// Everything that is wrong with gateways and policies now.
-fn findings(snapshot: &Snapshot, assigned: &Assigned) -> Vec<Finding> {
-    let resolved = resolve_policies(snapshot, &assigned.gateways);
-    let mut findings = assigned.findings.clone();
-    findings.extend(resolved.findings);
-    for (name, policy) in resolved.policies {
-        if let ResolvedPolicy::Snat(address) = policy
-            && assigned.unassigned.contains_key(&address)
-        {
-            let message = format!(
-                "egress IP {address} is on no gateway node now: traffic that the policy selects is held back until a node \
-                 takes it; see the events of its gateway"
-            );
-            findings.push(Finding::new(
-                Subject::Policy(name),
-                Reason::UnknownEgressIp,
-                message,
-            ));
-        }
-    }
-    findings
-}
-
 /// What changed hands.
 fn moves(before: &Assignment, assigned: &Assigned) -> Vec<Fact> {
     let mut facts = Vec::new();

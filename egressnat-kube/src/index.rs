@@ -189,6 +189,8 @@ impl Index {
             node.role = facts.role;
             node.addresses = facts.addresses.clone();
             node.pod_ranges = facts.pod_ranges.clone();
+            node.draining = facts.draining;
+            node.capacity = facts.capacity;
             node.subnets = self
                 .gateway_nodes
                 .get(name)
@@ -266,6 +268,37 @@ mod tests {
         assert_eq!(node.role, egressnat_core::model::Role::ControlPlane);
         assert_eq!(node.addresses, ["192.168.1.1".parse().unwrap()].into());
         assert!(node.is_on_link("192.168.1.100".parse().unwrap()));
+    }
+
+    #[test]
+    fn a_node_is_drained_by_a_cordon_or_by_annotation_e35() {
+        let changed = |change: fn(&mut Value)| {
+            let mut object = node();
+            change(object.value_mut());
+            let mut index = Index::default();
+            index.apply(object)?;
+            let snapshot = index.snapshot(Assignment::default(), |_| Health::Up);
+            Ok(snapshot.nodes[&"worker1".parse().unwrap()].clone())
+        };
+        let is_draining = |change| changed(change).map(|node: Node| node.draining);
+        assert_eq!(is_draining(|_| {}), Ok::<_, InvalidObject>(false));
+        assert_eq!(
+            is_draining(|o| o["spec"]["unschedulable"] = json!(true)),
+            Ok(true)
+        );
+        let drain =
+            |o: &mut Value| o["metadata"]["annotations"] = json!({"egressnat.io/drain": "true"});
+        assert_eq!(is_draining(drain), Ok(true));
+        let capacity =
+            |o: &mut Value| o["metadata"]["annotations"] = json!({"egressnat.io/capacity": "3"});
+        assert_eq!(changed(capacity).map(|node| node.capacity), Ok(Some(3)));
+        let many =
+            |o: &mut Value| o["metadata"]["annotations"] = json!({"egressnat.io/capacity": "many"});
+        let error = changed(many).unwrap_err();
+        assert!(
+            error.to_string().contains("number of floating IPs"),
+            "{error}"
+        );
     }
 
     #[test]

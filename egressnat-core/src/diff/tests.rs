@@ -13,6 +13,14 @@ fn replay(plan: &mut NodePlan, changes: &[Change]) {
             Change::RemoveInternalRange(range) => assert!(plan.internal_ranges.remove(&range)),
             Change::AddPodRange(range) => assert!(plan.pod_ranges.insert(range)),
             Change::RemovePodRange(range) => assert!(plan.pod_ranges.remove(&range)),
+            Change::AddGuardRange(range) => assert!(plan.guard_ranges.insert(range)),
+            Change::RemoveGuardRange(range) => assert!(plan.guard_ranges.remove(&range)),
+            Change::SetMasquerade(rule, action) => {
+                assert_ne!(plan.masquerade.rules.insert(rule, action), Some(action));
+            }
+            Change::RemoveMasquerade(rule) => {
+                assert!(plan.masquerade.rules.remove(&rule).is_some())
+            }
             Change::AddSnat(ip) => assert!(snat.insert(ip)),
             Change::AddAddress(ip) => {
                 assert!(snat.contains(&ip), "SNAT is live before the address");
@@ -50,24 +58,26 @@ fn range() -> impl Strategy<Value = IpNet> {
     (0..6u8).prop_map(|third| IpNet::new(IpAddr::from([10, 0, third, 0]), 24).unwrap())
 }
 
-fn decision() -> impl Strategy<Value = Decision> {
+fn steering() -> impl Strategy<Value = Steering> {
     prop_oneof![
-        Just(Decision::Forward),
-        Just(Decision::Keep),
-        address().prop_map(Decision::Snat)
+        Just(Steering::Forward),
+        Just(Steering::Keep),
+        address().prop_map(Steering::Snat)
     ]
 }
 
 prop_compose! {
     fn arbitrary_plan()(
         pods in prop::collection::btree_map(address(), (1..4u32).prop_map(PolicySetId), 0..5),
-        destinations in prop::collection::btree_map(((1..4u32).prop_map(PolicySetId), range()), decision(), 0..8),
+        destinations in prop::collection::btree_map(((1..4u32).prop_map(PolicySetId), range()), steering(), 0..8),
         floating_ips in prop::collection::btree_set(address(), 0..4),
         peers in prop::collection::btree_set(address(), 0..4),
         pod_ranges in prop::collection::btree_set(range(), 0..4),
         internal_ranges in prop::collection::btree_set(range(), 0..4),
+        guard_ranges in prop::collection::btree_set(range(), 0..4),
+        masquerade in crate::arbitrary::masquerade(),
     ) -> NodePlan {
-        NodePlan { pods, destinations, floating_ips, peers, pod_ranges, internal_ranges }
+        NodePlan { pods, destinations, floating_ips, peers, pod_ranges, internal_ranges, guard_ranges, masquerade }
     }
 }
 

@@ -1,5 +1,6 @@
 use alloc::borrow::ToOwned;
 use alloc::string::String;
+use alloc::sync::Arc;
 use core::fmt;
 use core::str::FromStr;
 
@@ -42,10 +43,12 @@ pub(crate) fn is_subdomain(value: &str) -> bool {
 macro_rules! names {
     ($($(#[$doc:meta])* $name:ident;)*) => {$(
         $(#[$doc])*
+        ///
+        /// Cheap to clone: clones share the text.
         #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
         #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
         #[cfg_attr(feature = "serde", serde(try_from = "String", into = "String"))]
-        pub struct $name(String);
+        pub struct $name(Arc<str>);
 
         impl $name {
             /// The name as text.
@@ -59,7 +62,7 @@ macro_rules! names {
 
             fn from_str(value: &str) -> Result<Self, InvalidName> {
                 if is_subdomain(value) {
-                    Ok(Self(value.to_owned()))
+                    Ok(Self(value.into()))
                 } else {
                     Err(InvalidName { value: value.to_owned() })
                 }
@@ -70,13 +73,13 @@ macro_rules! names {
             type Error = InvalidName;
 
             fn try_from(value: String) -> Result<Self, InvalidName> {
-                if is_subdomain(&value) { Ok(Self(value)) } else { Err(InvalidName { value }) }
+                if is_subdomain(&value) { Ok(Self(value.into())) } else { Err(InvalidName { value }) }
             }
         }
 
         impl From<$name> for String {
             fn from(name: $name) -> Self {
-                name.0
+                name.0.as_ref().to_owned()
             }
         }
 

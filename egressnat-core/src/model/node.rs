@@ -46,6 +46,10 @@ pub struct Node {
     pub role: Role,
     /// Up or down, as its lease tells.
     pub health: Health,
+    /// Cordoned, or marked for drain: it takes no floating IP any more, and gives those it has to other nodes before it goes (E35).
+    pub draining: bool,
+    /// The most floating IPs that may be placed on it; no limit if `None`.
+    pub capacity: Option<usize>,
 }
 
 impl Node {
@@ -57,7 +61,15 @@ impl Node {
             pod_ranges: BTreeSet::new(),
             role: Role::Worker,
             health,
+            draining: false,
+            capacity: None,
         }
+    }
+
+    /// Its part of the cluster's own addresses: its pods' and its own.
+    pub fn internal_ranges(&self) -> impl Iterator<Item = IpNet> + '_ {
+        let own = self.addresses.iter().copied().map(IpNet::from);
+        self.pod_ranges.iter().map(IpNet::trunc).chain(own)
     }
 
     /// Whether `address` lies in one of the node's subnets.

@@ -8,6 +8,7 @@ use crate::selector::Selector;
 
 /// One rule of a policy: pods that match `pods`, in namespaces that match `namespaces` (E10).
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Source {
     /// Selects namespaces by their labels.
     pub namespaces: Selector,
@@ -24,6 +25,7 @@ impl Source {
 
 /// Where the egress IP of a policy comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum EgressSource {
     /// v1 `gatewayRef`: the first floating IP of the named group (E20).
     Gateway {
@@ -47,6 +49,7 @@ impl From<&GatewayKey> for EgressSource {
 
 /// What happens to the traffic that a policy selects.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum Action {
     /// The source becomes an egress IP.
     Snat(EgressSource),
@@ -54,8 +57,29 @@ pub enum Action {
     NoSnat,
 }
 
+/// What happens to selected traffic that cannot leave with the egress IP (E43).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub enum Enforcement {
+    /// It does not leave at all.
+    #[default]
+    Strict,
+    /// It leaves with the address of its node.
+    BestEffort,
+}
+
+impl core::fmt::Display for Enforcement {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str(match self {
+            Enforcement::Strict => "Strict",
+            Enforcement::BestEffort => "BestEffort",
+        })
+    }
+}
+
 /// An egress policy of either version, in one form.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Policy {
     /// When it was created; of two policies with the same prefix the older wins (E16).
     pub created: Timestamp,
@@ -65,6 +89,8 @@ pub struct Policy {
     pub destinations: BTreeSet<IpNet>,
     /// What then happens.
     pub action: Action,
+    /// What happens when that cannot be done.
+    pub enforcement: Enforcement,
 }
 
 impl Policy {
@@ -79,6 +105,12 @@ impl Policy {
             sources: sources.into_iter().collect(),
             destinations: destinations.into_iter().map(|d| d.trunc()).collect(),
             action: Action::Snat(source),
+            enforcement: Enforcement::default(),
         }
+    }
+
+    /// Whether it selects every pod there is: `NoSNAT` without sources (E5).
+    pub fn is_for_all_pods(&self) -> bool {
+        self.action == Action::NoSnat && self.sources.is_empty()
     }
 }

@@ -1,7 +1,12 @@
 use super::*;
+use crate::arbitrary;
 use crate::assignment::assign;
 use crate::diff::{Change, diff};
-use crate::model::{EgressSource, Gateway, GatewayKey, Health, Labels, Node, Source, Timestamp};
+use crate::finding::{Reason, Subject};
+use crate::model::{
+    EgressSource, Gateway, GatewayKey, Health, Labels, MasqueradeMatch, Node, Pod, PodKey,
+    PodPhase, Source, Timestamp,
+};
 use crate::selector::Selector;
 use crate::verify::verify_node_plan;
 use proptest::prelude::*;
@@ -124,7 +129,7 @@ fn plan(snapshot: &Snapshot, node: &str) -> Planned {
 fn decide(snapshot: &Snapshot, source: &str, destination: &str) -> Decision {
     plan(snapshot, "worker1")
         .plan
-        .decide(ip(source), ip(destination))
+        .decide(ip(source), ip(destination), None)
 }
 
 #[test]
@@ -139,29 +144,24 @@ fn the_seeds_policy_selects_what_the_seed_says_e10_e11() {
             snat,
             "user=paul, role=frontend: rules are ORed",
         ),
-        ("10.10.1.4", "8.8.8.8", Decision::Forward, "another role"),
+        ("10.10.1.4", "8.8.8.8", Decision::Masquerade, "another role"),
         (
             "10.10.1.5",
             "8.8.8.8",
-            Decision::Forward,
+            Decision::Masquerade,
             "another namespace",
         ),
         (
             "10.10.1.2",
             "8.8.9.8",
-            Decision::Forward,
+            Decision::Masquerade,
             "another destination",
         ),
-        (
-            "10.10.1.2",
-            "10.10.2.2",
-            Decision::Forward,
-            "E12: pod to pod",
-        ),
+        ("10.10.1.2", "10.10.2.2", Decision::Keep, "E12: pod to pod"),
         (
             "10.10.2.2",
             "8.8.8.8",
-            Decision::Forward,
+            Decision::Keep,
             "a pod of another node is not this node's",
         ),
     ] {
@@ -197,9 +197,9 @@ fn destinations_inside_the_cluster_are_never_egress_e12() {
     policy.destinations = [net("0.0.0.0/0"), net("10.10.2.2/32"), net("10.96.0.1/32")].into();
     for (destination, want) in [
         ("8.8.8.8", Decision::Snat(ip("192.168.1.100"))),
-        ("10.10.2.2", Decision::Forward),
-        ("10.96.0.1", Decision::Forward),
-        ("192.168.1.2", Decision::Forward),
+        ("10.10.2.2", Decision::Keep),
+        ("10.96.0.1", Decision::Keep),
+        ("192.168.1.2", Decision::Keep),
         ("192.168.1.9", Decision::Snat(ip("192.168.1.100"))),
     ] {
         assert_eq!(
@@ -289,7 +289,11 @@ fn pods_that_send_nothing_of_their_own_are_not_selected_e15() {
     assert!(!planned.plan.pods.contains_key(&ip("192.168.1.1")));
     assert!(!planned.plan.pods.contains_key(&ip("10.10.1.9")));
     assert_eq!(planned.findings.len(), 1);
-    assert_eq!(planned.findings[0].subject, Subject::Pod(host));
+    assert_eq!(
+        planned.findings[0].subject,
+        Subject::Policy("egress".parse().unwrap())
+    );
+    assert!(planned.findings[0].message.contains(&host.to_string()));
     assert_eq!(planned.findings[0].reason, Reason::HostNetworkPod);
 }
 
@@ -305,7 +309,7 @@ fn an_address_that_two_pods_tell_counts_for_the_first() {
     );
     assert_eq!(
         decide(&snapshot, "10.10.1.3", "8.8.8.8"),
-        Decision::Forward,
+        Decision::Masquerade,
         "other/a-thief < paul/frontend"
     );
 }
@@ -318,6 +322,7 @@ fn no_snat_keeps_the_pod_ip_e5() {
         sources: vec![],
         destinations: [net("8.8.8.8/32")].into(),
         action: Action::NoSnat,
+        enforcement: Enforcement::Strict,
     };
     snapshot.policies.insert("default".parse().unwrap(), keep);
     assert_eq!(decide(&snapshot, "10.10.1.2", "8.8.8.8"), Decision::Keep);
@@ -345,52 +350,172 @@ fn a_policy_edit_keeps_the_ids_of_policy_sets() {
         .insert(net("9.9.9.0/24"));
     let after = plan(&edited, "worker1").plan;
     let id = before.pods[&ip("10.10.1.2")];
-    let snat = Decision::Snat(ip("192.168.1.100"));
+    let snat = Steering::Snat(ip("192.168.1.100"));
     assert_eq!(
         diff(&before, &after),
-        [Change::SetDestination(id, net("9.9.9.0/24"), snat)]
+        [
+            Change::AddGuardRange(net("9.9.9.0/24")),
+            Change::SetDestination(id, net("9.9.9.0/24"), snat)
+        ]
     );
 }
 
-prop_compose! {
-    fn arbitrary_policy()(
-        rules in prop::collection::vec((0..3usize, 0..3usize), 1..3),
-        destinations in prop::collection::btree_set((0..3u8, 0..3u8, prop::sample::select(vec![8u8, 16, 24, 32])), 1..4),
-        created in 0..3i64,
-        gateway in 0..3usize,
-    ) -> Policy {
-        let users = ["alice", "paul", "other"];
-        let roles = ["frontend", "backend", "x"];
-        let prefixes = destinations
-            .into_iter()
-            .map(|(a, b, len)| IpNet::new(IpAddr::from([8 + a, b, 0, 0]), len).unwrap().trunc());
-        Policy {
-            created: Timestamp(created),
-            ..Policy::snat(
-                rules.into_iter().map(|(u, r)| rule(users[u], roles[r])),
-                prefixes,
-                EgressSource::from(&group(["g0", "g1", "missing"][gateway])),
-            )
-        }
+#[test]
+fn of_a_policy_that_keeps_and_one_that_translates_the_second_wins_the_same_prefix_e16() {
+    let mut snapshot = seed();
+    let keep = Policy {
+        created: Timestamp(-1),
+        sources: vec![],
+        destinations: [net("8.8.8.0/24")].into(),
+        action: Action::NoSnat,
+        enforcement: Enforcement::Strict,
+    };
+    snapshot.policies.insert("default".parse().unwrap(), keep);
+    let snat = Decision::Snat(ip("192.168.1.100"));
+    assert_eq!(decide(&snapshot, "10.10.1.2", "8.8.8.8"), snat);
+    assert_eq!(
+        decide(&snapshot, "10.10.1.5", "8.8.8.8"),
+        Decision::Keep,
+        "a pod that only the second selects"
+    );
+}
+
+#[test]
+fn each_family_has_its_egress_ip_and_without_one_strict_drops_e43() {
+    let mut snapshot = seed();
+    let pod = PodKey::new("alice".parse().unwrap(), "frontend".parse().unwrap());
+    let pod = snapshot.pods.get_mut(&pod).unwrap();
+    pod.ips.insert(ip("fd10::2"));
+    let policy = snapshot.policies.values_mut().next().unwrap();
+    policy.destinations = [net("8.8.8.0/24"), net("2001:db8::/32")].into();
+    let v6 = |snapshot: &Snapshot| decide(snapshot, "fd10::2", "2001:db8::1");
+
+    assert_eq!(v6(&snapshot), Decision::Drop);
+    snapshot.policies.values_mut().next().unwrap().enforcement = Enforcement::BestEffort;
+    assert_eq!(v6(&snapshot), Decision::Masquerade);
+    let gateway = snapshot.gateways.values_mut().next().unwrap();
+    gateway.floating_ips.push(ip("fd00::100"));
+    for node in snapshot.nodes.values_mut() {
+        node.subnets.insert(net("fd00::/64"));
     }
+    assert_eq!(v6(&snapshot), Decision::Snat(ip("fd00::100")));
+    assert_eq!(
+        decide(&snapshot, "10.10.1.2", "8.8.8.8"),
+        Decision::Snat(ip("192.168.1.100"))
+    );
+}
+
+#[test]
+fn best_effort_falls_back_to_the_node_ip_while_nobody_holds_the_egress_ip_e43() {
+    let mut snapshot = seed();
+    for node in snapshot.nodes.values_mut() {
+        node.health = Health::Down;
+    }
+    let snat = Decision::Snat(ip("192.168.1.100"));
+    assert_eq!(
+        decide(&snapshot, "10.10.1.2", "8.8.8.8"),
+        snat,
+        "strict: steered to nobody"
+    );
+    snapshot.policies.values_mut().next().unwrap().enforcement = Enforcement::BestEffort;
+    assert_eq!(
+        decide(&snapshot, "10.10.1.2", "8.8.8.8"),
+        Decision::Masquerade
+    );
+}
+
+#[test]
+fn an_address_of_the_nodes_range_that_no_pod_has_cannot_reach_strict_destinations_e43() {
+    let mut snapshot = seed();
+    let unknown = "10.10.1.77";
+    assert_eq!(decide(&snapshot, unknown, "8.8.8.8"), Decision::Drop);
+    assert_eq!(decide(&snapshot, unknown, "8.8.9.8"), Decision::Masquerade);
+    assert_eq!(decide(&snapshot, unknown, "10.10.2.2"), Decision::Keep);
+    snapshot.policies.values_mut().next().unwrap().enforcement = Enforcement::BestEffort;
+    assert_eq!(decide(&snapshot, unknown, "8.8.8.8"), Decision::Masquerade);
+}
+
+#[test]
+fn masquerade_rules_decide_what_no_policy_does() {
+    let mut snapshot = seed();
+    let rules = &mut snapshot.masquerade.rules;
+    let keep = MasqueradeMatch::to(net("8.0.0.0/8"));
+    rules.insert(keep, MasqueradeAction::Keep);
+    let exception = MasqueradeMatch {
+        protocol: Some(Protocol::TCP),
+        ..MasqueradeMatch::to(net("8.8.0.0/16"))
+    };
+    rules.insert(exception, MasqueradeAction::Masquerade);
+    let plan = plan(&snapshot, "worker1").plan;
+    for (source, destination, protocol, want, why) in [
+        (
+            "10.10.1.2",
+            "8.8.8.8",
+            None,
+            Decision::Snat(ip("192.168.1.100")),
+            "the policy comes first",
+        ),
+        (
+            "10.10.1.5",
+            "8.8.8.8",
+            None,
+            Decision::Keep,
+            "the non-masquerade list",
+        ),
+        (
+            "10.10.1.5",
+            "8.8.8.8",
+            Some(Protocol::TCP),
+            Decision::Masquerade,
+            "an exception in the list",
+        ),
+        (
+            "10.10.1.5",
+            "9.9.9.9",
+            None,
+            Decision::Masquerade,
+            "everything else",
+        ),
+    ] {
+        let got = plan.decide(ip(source), ip(destination), protocol);
+        assert_eq!(got, want, "{why}");
+    }
+}
+
+#[test]
+fn policies_that_do_not_fit_are_told_and_their_pods_do_not_leak_e43() {
+    let mut snapshot = seed();
+    let many = (0..MAX_DESTINATIONS as u32 / 2).map(|n| {
+        let address = core::net::Ipv4Addr::from(0x2000_0000 + n * 2);
+        IpNet::from(IpAddr::V4(address))
+    });
+    let mut large = snapshot.policies[&"egress".parse().unwrap()].clone();
+    large.destinations = many.collect();
+    // Three policy sets with half of what fits each.
+    for (n, user) in ["alice", "paul", "other"].into_iter().enumerate() {
+        large.sources = vec![rule(user, "frontend")];
+        snapshot
+            .policies
+            .insert(format!("large{n}").parse().unwrap(), large.clone());
+    }
+    let planned = plan(&snapshot, "worker1");
+    assert!(planned.plan.destinations.len() <= MAX_DESTINATIONS);
+    let tell = |address: &str| planned.plan.decide(ip(address), ip("32.0.0.2"), None);
+    let decisions = ["10.10.1.2", "10.10.1.3", "10.10.1.5"].map(tell);
+    let snat = Decision::Snat(ip("192.168.1.100"));
+    assert_eq!(decisions, [snat, Decision::Drop, Decision::Drop]);
+    let (unselected, unrelated) = ("10.10.1.4", ip("9.9.9.9"));
+    let plan = &planned.plan;
+    assert_eq!(
+        plan.decide(ip(unselected), unrelated, None),
+        Decision::Masquerade
+    );
+    assert_eq!(planned.findings[0].reason, Reason::PlanTooLarge);
 }
 
 proptest! {
     #[test]
-    fn the_tables_decide_as_the_policies_say(
-        policies in prop::collection::vec(arbitrary_policy(), 0..6),
-        internal in prop::collection::btree_set((0..3u8, 0..3u8, prop::sample::select(vec![16u8, 24])), 0..3),
-    ) {
-        let mut snapshot = seed();
-        snapshot.policies.clear();
-        snapshot.gateways.insert(group("g0"), Gateway::new([ip("192.168.1.110")]));
-        snapshot.gateways.insert(group("g1"), Gateway::new([ip("192.168.1.111")]));
-        for (n, policy) in policies.into_iter().enumerate() {
-            snapshot.policies.insert(format!("p{n}").parse().unwrap(), policy);
-        }
-        for (a, b, len) in internal {
-            snapshot.cluster_ranges.insert(IpNet::new(IpAddr::from([8 + a, b, 0, 0]), len).unwrap().trunc());
-        }
+    fn the_tables_decide_as_the_policies_say(snapshot in arbitrary::snapshot()) {
         let assignment = assign(&snapshot).assignment;
         for node in snapshot.nodes.keys() {
             let planned = plan_node(&snapshot, &assignment, node).plan;

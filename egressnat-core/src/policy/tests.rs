@@ -52,17 +52,17 @@ fn a_policy_resolves_to_one_address_or_says_why_not() {
         Case {
             name: "E20: v1 uses the first address of the group",
             policy: by_ref("default"),
-            want: Ok(ResolvedPolicy::Snat(ip("192.168.1.100"))),
+            want: Ok(ResolvedPolicy::Snat(ip("192.168.1.100").into())),
         },
         Case {
             name: "E1: either kind of gateway can be named",
             policy: by_ref("old"),
-            want: Ok(ResolvedPolicy::Snat(ip("192.168.1.110"))),
+            want: Ok(ResolvedPolicy::Snat(ip("192.168.1.110").into())),
         },
         Case {
             name: "E20: v1alpha1 may use any floating IP",
             policy: by_address("192.168.1.101"),
-            want: Ok(ResolvedPolicy::Snat(ip("192.168.1.101"))),
+            want: Ok(ResolvedPolicy::Snat(ip("192.168.1.101").into())),
         },
         Case {
             name: "E21: an address that no gateway has",

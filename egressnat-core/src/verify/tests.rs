@@ -1,7 +1,13 @@
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
 use super::*;
-use crate::assignment::assign;
-use crate::model::{EgressSource, Gateway, GatewayKey, Node, Pod, PodKey, Policy, Source};
-use crate::plan::plan_node;
+use crate::assignment::{Assignment, assign};
+use crate::model::{
+    EgressSource, Gateway, GatewayKey, Health, Node, NodeName, Pod, PodKey, Policy, Role, Snapshot,
+    Source,
+};
+use crate::plan::{NodePlan, Steering, plan_node};
 
 fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
@@ -78,8 +84,8 @@ fn every_kind_of_wrong_assignment_is_found() {
         ("192.168.1.100", "dead", vec!["E31", "E32"]),
         ("192.168.1.100", "nowhere", vec!["E31", "E32"]),
         ("192.168.1.100", "worker2", vec!["E32"]),
-        ("192.168.1.101", "worker1", vec!["E23"]),
-        ("192.168.1.2", "worker1", vec!["E23", "E33"]),
+        ("192.168.1.101", "worker1", vec!["E23", "E30"]),
+        ("192.168.1.2", "worker1", vec!["E23", "E30", "E33"]),
     ] {
         let mut wrong = good.clone();
         wrong.nodes.insert(ip(address), holder.parse().unwrap());
@@ -92,8 +98,20 @@ fn every_kind_of_wrong_assignment_is_found() {
     let nothing = Assignment::default();
     assert_eq!(
         rules(&verify_assignment(&snapshot, &nothing)),
-        ["E32", "E34"]
+        ["E32", "E32", "E34"]
     );
+
+    let change = |change: &dyn Fn(&mut Node)| {
+        let mut changed = snapshot.clone();
+        change(changed.nodes.get_mut(&worker()).unwrap());
+        rules(&verify_assignment(&changed, &good))
+    };
+    assert_eq!(change(&|node| node.draining = true), ["E35"]);
+    assert_eq!(change(&|node| node.capacity = Some(0)), ["E35"]);
+    let mut fresh = snapshot.clone();
+    fresh.previous = Assignment::default();
+    fresh.nodes.get_mut(&worker()).unwrap().role = Role::ControlPlane;
+    assert_eq!(rules(&verify_assignment(&fresh, &good)), ["E30"]);
 }
 
 #[test]
@@ -107,11 +125,11 @@ fn every_kind_of_wrong_plan_is_found() {
         let violations = verify_node_plan(&snapshot, &assignment, &worker(), &plan);
         rules(&violations).into_iter().collect::<BTreeSet<_>>()
     };
-    assert_eq!(check(&|plan| plan.pods.clear()), ["E11"].into());
+    assert_eq!(check(&|plan| plan.pods.clear()), ["E11", "E43"].into());
     assert_eq!(
         check(&|plan| plan
             .destinations
-            .retain(|_, decision| *decision != Decision::Forward)),
+            .retain(|_, steering| *steering != Steering::Forward)),
         ["E12"].into(),
         "a hole for the pods of the cluster is missing"
     );

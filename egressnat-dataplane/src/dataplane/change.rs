@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 
 use egressnat_core::gateway::EgressId;
-use egressnat_core::{Change, Decision, Report};
+use egressnat_core::{Change, Report, Steering};
 use ipnet::IpNet;
 
 use super::{Dataplane, ObserveError, fail, ipv4, map_error};
 use crate::conntrack::forget_seen_as;
-use crate::maps::{FORWARD, KEEP, PodKey};
+use crate::maps::{DROP, FORWARD, KEEP, PodKey};
 use crate::nft::{Elements, NftError, Ruleset, SetName};
 use crate::programs::destination_key;
 
@@ -74,11 +74,12 @@ impl Dataplane {
                     .remove(&u32::from(peer))
                     .map_err(map_error("peers"))?;
             }
-            Change::SetDestination(set, IpNet::V4(prefix), decision) => {
-                let value = match decision {
-                    Decision::Forward => FORWARD,
-                    Decision::Keep => KEEP,
-                    Decision::Snat(address) => {
+            Change::SetDestination(set, IpNet::V4(prefix), steering) => {
+                let value = match steering {
+                    Steering::Forward => FORWARD,
+                    Steering::Keep => KEEP,
+                    Steering::Drop => DROP,
+                    Steering::Snat(address) => {
                         let index = ipv4(address).and_then(|address| self.egress.index(address));
                         index.ok_or(ObserveError::NoEgressIndex(address))?
                     }

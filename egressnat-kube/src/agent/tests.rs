@@ -116,12 +116,12 @@ async fn the_agent_plans_for_its_own_pods_and_renews_its_lease() {
     let decides = |address: &str| {
         let plan = plan.lock().unwrap();
         plan.as_ref()
-            .map(|plan| plan.decide(address.parse().unwrap(), "8.8.8.8".parse().unwrap()))
+            .map(|plan| plan.decide(address.parse().unwrap(), "8.8.8.8".parse().unwrap(), None))
     };
     until("the policy", || decides("10.10.1.2") == Some(snat)).await;
     assert_eq!(
         decides("10.10.2.2"),
-        Some(Decision::Forward),
+        Some(Decision::Keep),
         "a pod of another node"
     );
     let peers = plan.lock().unwrap().clone().unwrap().peers;

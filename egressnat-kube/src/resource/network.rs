@@ -27,6 +27,8 @@ struct NodeDocument {
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct NodeSpec {
+    #[serde(default)]
+    unschedulable: bool,
     #[serde(rename = "podCIDR")]
     pod_cidr: Option<String>,
     #[serde(default, rename = "podCIDRs")]
@@ -52,7 +54,15 @@ pub(crate) struct NodeFacts {
     pub(crate) role: Role,
     pub(crate) addresses: BTreeSet<IpAddr>,
     pub(crate) pod_ranges: BTreeSet<IpNet>,
+    pub(crate) draining: bool,
+    pub(crate) capacity: Option<usize>,
 }
+
+/// `"true"` on a node that is to give its floating IPs away, whether it is cordoned or not (E35).
+const DRAIN: &str = "egressnat.io/drain";
+
+/// The most floating IPs that may be placed on a node.
+const CAPACITY: &str = "egressnat.io/capacity";
 
 const CONTROL_PLANE_LABELS: [&str; 2] = [
     "node-role.kubernetes.io/control-plane",
@@ -71,8 +81,23 @@ pub(crate) fn node_of(object: &Object) -> Result<NodeFacts, InvalidObject> {
         } else {
             Role::Worker
         },
+        draining: document.spec.unschedulable,
         ..NodeFacts::default()
     };
+    let field = |annotation: &str| format!("metadata.annotations[{annotation}]");
+    if let Some(text) = object.annotation(DRAIN) {
+        let drain: bool = parse_at(
+            object,
+            &field(DRAIN),
+            text,
+            "drain: write \"true\" or \"false\"",
+        )?;
+        facts.draining |= drain;
+    }
+    if let Some(text) = object.annotation(CAPACITY) {
+        let want = "capacity: write a number of floating IPs";
+        facts.capacity = Some(parse_at(object, &field(CAPACITY), text, want)?);
+    }
     for (index, address) in document.status.addresses.iter().enumerate() {
         if address.kind == "InternalIP" {
             let field = format!("status.addresses[{index}].address");

@@ -1,7 +1,7 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use egressnat_core::model::{Action, EgressSource, Labels, Policy, Source};
+use egressnat_core::model::{Action, EgressSource, Enforcement, Labels, Policy, Source};
 use egressnat_core::selector::{Operator, Requirement, Selector};
 use ipnet::IpNet;
 use serde::Deserialize;
@@ -66,6 +66,21 @@ struct GatewayRef {
     namespace: String,
 }
 
+/// What happens to selected traffic that cannot leave with the egress IP: `Strict` (the default) or `BestEffort`.
+const ENFORCEMENT: &str = "egressnat.io/enforcement";
+
+fn enforcement(object: &Object) -> Result<Enforcement, InvalidObject> {
+    match object.annotation(ENFORCEMENT) {
+        None | Some("Strict") => Ok(Enforcement::Strict),
+        Some("BestEffort") => Ok(Enforcement::BestEffort),
+        Some(other) => {
+            let field = format!("metadata.annotations[{ENFORCEMENT}]");
+            let message = format!("{other:?} is no enforcement: write Strict or BestEffort");
+            Err(object.invalid(InvalidField::new(field, message)))
+        }
+    }
+}
+
 /// The planner's view of a policy.
 ///
 /// The fields tell the form, not `apiVersion`: whichever version a client reads or writes, the object is the same (E6).
@@ -120,6 +135,7 @@ fn v1(object: &Object, spec: PolicySpec) -> Result<Policy, InvalidObject> {
         sources: rules(object, "spec.sources", &sources)?,
         destinations,
         action,
+        enforcement: enforcement(object)?,
     })
 }
 
@@ -144,6 +160,7 @@ fn v1alpha1(object: &Object, spec: PolicySpec) -> Result<Policy, InvalidObject> 
         sources: rules(object, "spec.egress", &egress)?,
         destinations,
         action: Action::Snat(EgressSource::Address(address)),
+        enforcement: enforcement(object)?,
     })
 }
 
@@ -284,6 +301,27 @@ mod tests {
                 policy.action,
                 Action::Snat(EgressSource::Address(_))
             ));
+        }
+    }
+
+    #[test]
+    fn enforcement_is_an_annotation_as_the_published_api_has_no_field_for_it_e43() {
+        for (value, want) in [
+            (None, Some(Enforcement::Strict)),
+            (Some("Strict"), Some(Enforcement::Strict)),
+            (Some("BestEffort"), Some(Enforcement::BestEffort)),
+            (Some("strict"), None),
+        ] {
+            let mut object = object("v1", v1_spec());
+            if let Some(value) = value {
+                object.value_mut()["metadata"]["annotations"] = json!({ ENFORCEMENT: value });
+            }
+            let policy = policy_of(&object);
+            assert_eq!(
+                policy.ok().map(|policy| policy.enforcement),
+                want,
+                "{value:?}"
+            );
         }
     }
 

@@ -39,9 +39,17 @@ fn a_killed_agent_loses_no_packet_and_its_successor_rewrites_nothing_e45() {
     let lab = TestLab::with_policy();
     let (_, away) = lab.beside_and_away();
     let log = |node: &str| lab.log(&format!("agent-{node}"));
-    let before: Vec<usize> = ["worker1", "worker2"]
-        .map(|node| log(node).lines().count())
-        .into();
+    // An agent is at rest when it has written nothing from one renewal of its lease to the next.
+    let at_rest = |node: &str| {
+        let (lines, renewal) = (log(node).lines().count(), renewed(&lab, node));
+        until("a renewal", PATIENCE, || {
+            (renewed(&lab, node) != renewal).then_some(())
+        })
+        .unwrap();
+        (log(node).lines().count() == lines).then_some(lines)
+    };
+    let before = ["worker1", "worker2"]
+        .map(|node| until("an agent at rest", PATIENCE, || at_rest(node)).unwrap());
     let traffic = Traffic::start(&lab.namespace(&away).unwrap(), SERVER).unwrap();
     traffic.wait_for_answers(10, PATIENCE).unwrap();
     for node in ["worker1", "worker2"] {

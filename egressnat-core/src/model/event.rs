@@ -1,0 +1,61 @@
+use alloc::collections::{BTreeMap, BTreeSet};
+use ipnet::IpNet;
+
+use super::{
+    Cluster, ClusterKey, Gateway, GatewayKey, Labels, MasqueradeRules, NamespaceName, Node,
+    NodeName, Pod, PodKey, Policy, PolicyName, Snapshot,
+};
+
+/// One object as it is from now on; `None` for one that is gone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// A node.
+    Node(NodeName, Option<Node>),
+    /// A namespace.
+    Namespace(NamespaceName, Option<Labels>),
+    /// A pod.
+    Pod(PodKey, Option<Pod>),
+    /// A gateway group.
+    Gateway(GatewayKey, Option<Gateway>),
+    /// An egress policy.
+    Policy(PolicyName, Option<Policy>),
+    /// A `Cluster` object.
+    Cluster(ClusterKey, Option<Cluster>),
+    /// The ranges inside the cluster that no object tells.
+    ClusterRanges(BTreeSet<IpNet>),
+    /// What happens to packets of pods that no policy decides.
+    Masquerade(MasqueradeRules),
+}
+
+impl Snapshot {
+    /// Takes one event. Says whether anything is different now.
+    pub fn apply(&mut self, event: Event) -> bool {
+        match event {
+            Event::Node(key, node) => put(&mut self.nodes, key, node),
+            Event::Namespace(key, labels) => put(&mut self.namespaces, key, labels),
+            Event::Pod(key, pod) => put(&mut self.pods, key, pod),
+            Event::Gateway(key, gateway) => put(&mut self.gateways, key, gateway),
+            Event::Policy(key, policy) => put(&mut self.policies, key, policy),
+            Event::Cluster(key, cluster) => put(&mut self.clusters, key, cluster),
+            Event::ClusterRanges(ranges) => replace(&mut self.cluster_ranges, ranges),
+            Event::Masquerade(rules) => replace(&mut self.masquerade, rules),
+        }
+    }
+}
+
+fn put<K: Ord, V: PartialEq>(map: &mut BTreeMap<K, V>, key: K, value: Option<V>) -> bool {
+    match value {
+        None => map.remove(&key).is_some(),
+        Some(value) if map.get(&key) == Some(&value) => false,
+        Some(value) => {
+            map.insert(key, value);
+            true
+        }
+    }
+}
+
+fn replace<T: PartialEq>(place: &mut T, value: T) -> bool {
+    let is_different = *place != value;
+    *place = value;
+    is_different
+}

@@ -1,0 +1,143 @@
+//! From pods and the tables of their policy sets to one plan.
+
+use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::format;
+use alloc::vec::Vec;
+use core::net::IpAddr;
+use ipnet::IpNet;
+
+use super::selection::{Selected, host_network_findings};
+use super::table::{Overlaps, SetTable, merge_overlaps, overlap_findings};
+use super::{Applied, MAX_DESTINATIONS, Planned, PolicySetId};
+use crate::finding::{Finding, Reason, Subject, some_of};
+use crate::hash::fnv1a32;
+use crate::model::{NodeName, PolicyName};
+
+/// The part of a node's plan that is about its own pods.
+pub(crate) fn assemble(
+    node: &NodeName,
+    applied: &[Applied<'_>],
+    selected: Selected,
+    mut tables: BTreeMap<Vec<usize>, SetTable>,
+    internal_ranges: &BTreeSet<IpNet>,
+) -> Planned {
+    let mut planned = Planned {
+        selected: selected.counts,
+        ..Planned::default()
+    };
+    let names = |set: &[usize]| -> Vec<&PolicyName> {
+        set.iter().map(|index| applied[*index].name).collect()
+    };
+    // By the names of the policies, whatever their indices are.
+    let mut sets: Vec<(Vec<usize>, Vec<IpAddr>)> = selected.addresses_by_set.into_iter().collect();
+    sets.sort_by(|(a, _), (b, _)| names(a).cmp(&names(b)));
+
+    let plan = &mut planned.plan;
+    let mut overlaps = Overlaps::new();
+    let mut limit = Limit::new(internal_ranges);
+    let mut refused: BTreeSet<&PolicyName> = BTreeSet::new();
+    let mut taken = BTreeSet::new();
+    for (set, addresses) in sets {
+        let id = if set.is_empty() {
+            PolicySetId::EMPTY
+        } else {
+            let table = tables.remove(&set).unwrap_or_default();
+            let id = set_id(&names(&set), &mut taken);
+            if limit.has_room_for(&table) {
+                merge_overlaps(&mut overlaps, &table.overlaps);
+                let entries = table.entries.into_iter();
+                plan.destinations
+                    .extend(entries.map(|(prefix, steering)| ((id, prefix), steering)));
+                id
+            } else {
+                refused.extend(names(&set));
+                refusal(set.iter().any(|index| applied[*index].is_strict()))
+            }
+        };
+        plan.pods
+            .extend(addresses.into_iter().map(|address| (address, id)));
+    }
+    if plan.pods.values().any(|id| *id == PolicySetId::CLOSED) {
+        let closed = SetTable::closed(internal_ranges).into_iter();
+        plan.destinations
+            .extend(closed.map(|(prefix, steering)| ((PolicySetId::CLOSED, prefix), steering)));
+    }
+    planned.findings.extend(overlap_findings(&overlaps));
+    planned
+        .findings
+        .extend(host_network_findings(&selected.host_network));
+    planned.findings.extend(refused_finding(node, &refused));
+    planned.findings.sort();
+    planned
+}
+
+/// How many destinations still fit.
+pub(crate) struct Limit {
+    room: usize,
+}
+
+impl Limit {
+    /// Room is left for the one table that stands for all that do not fit.
+    pub(crate) fn new(internal_ranges: &BTreeSet<IpNet>) -> Self {
+        Self {
+            room: MAX_DESTINATIONS.saturating_sub(internal_ranges.len() + 2),
+        }
+    }
+
+    /// Takes the room of a table, if there is enough.
+    pub(crate) fn has_room_for(&mut self, table: &SetTable) -> bool {
+        match self.room.checked_sub(table.entries.len()) {
+            Some(room) => {
+                self.room = room;
+                true
+            }
+            None => false,
+        }
+    }
+}
+
+/// What stands for a policy set that does not fit.
+fn refusal(is_strict: bool) -> PolicySetId {
+    if is_strict {
+        PolicySetId::CLOSED
+    } else {
+        PolicySetId::EMPTY
+    }
+}
+
+fn refused_finding(node: &NodeName, refused: &BTreeSet<&PolicyName>) -> Option<Finding> {
+    if refused.is_empty() {
+        return None;
+    }
+    Some(Finding::new(
+        Subject::Node(node.clone()),
+        Reason::PlanTooLarge,
+        format!(
+            "the policies of the node's pods have more than {MAX_DESTINATIONS} destinations together. Without room: {}. Pods \
+             that a strict one of them selects cannot leave the cluster; merge CIDRs, or let fewer pods differ in the policies \
+             that select them",
+            some_of(refused.iter())
+        ),
+    ))
+}
+
+/// The id that a set has unless another set of the node has it too.
+pub(crate) fn natural_id(names: &[&PolicyName]) -> u32 {
+    fnv1a32(
+        names
+            .iter()
+            .flat_map(|name| name.as_str().bytes().chain([0])),
+    )
+}
+
+/// The next free id from the natural one, not one of those with a meaning of their own.
+pub(crate) fn free_id(mut id: u32, taken: &mut BTreeSet<u32>) -> PolicySetId {
+    while id == PolicySetId::EMPTY.0 || id == PolicySetId::CLOSED.0 || !taken.insert(id) {
+        id = id.wrapping_add(1);
+    }
+    PolicySetId(id)
+}
+
+fn set_id(names: &[&PolicyName], taken: &mut BTreeSet<u32>) -> PolicySetId {
+    free_id(natural_id(names), taken)
+}
