@@ -68,6 +68,7 @@ pub mod finding;
 pub mod gateway;
 mod hash;
 pub mod model;
+pub mod ownership;
 pub mod plan;
 pub mod policy;
 pub mod report;

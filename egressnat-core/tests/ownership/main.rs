@@ -1,0 +1,91 @@
+//! Never two owners of a floating IP, and progress when the faults end (E33): shown over random schedules in virtual time.
+
+mod simulator;
+
+use std::time::Duration;
+
+use egressnat_core::ownership::Timing;
+use simulator::{CountedFrom, Dice, Faults, Outcome, SOUND, Setting, TIMING, run};
+
+/// How many schedules: `EGRESSNAT_SCHEDULES`, or this.
+const SCHEDULES: u64 = 100_000;
+
+fn schedules() -> u64 {
+    match std::env::var("EGRESSNAT_SCHEDULES") {
+        Ok(text) => text.parse().expect("EGRESSNAT_SCHEDULES is a number"),
+        Err(_) => SCHEDULES,
+    }
+}
+
+/// Runs the schedules from `first` in steps of `step`. Returns how often addresses moved, or the first schedule that went wrong.
+fn run_all(setting: Setting, first: u64, step: usize) -> Result<usize, (u64, Outcome)> {
+    let mut moved = 0;
+    for seed in (first..schedules()).step_by(step) {
+        match run(Dice::new(seed), setting) {
+            Outcome::Good { moves } => moved += moves,
+            bad => return Err((seed, bad)),
+        }
+    }
+    Ok(moved)
+}
+
+#[test]
+fn never_two_owners_and_progress_when_the_faults_end_e33() {
+    let halves = [0, 1].map(|first| std::thread::spawn(move || run_all(SOUND, first, 2)));
+    let moved: usize = halves
+        .map(|half| {
+            half.join()
+                .expect("a half ends")
+                .unwrap_or_else(|bad| panic!("schedule {}: {:?}", bad.0, bad.1))
+        })
+        .iter()
+        .sum();
+    println!("{} schedules, {moved} changes of a holder", schedules());
+    // Each schedule has two addresses to place; more means that faults moved them.
+    assert!(moved as u64 > 3 * schedules(), "{moved}");
+}
+
+#[test]
+fn without_faults_every_address_is_placed_once_e33() {
+    let calm = Setting {
+        faults: Faults::None,
+        ..SOUND
+    };
+    for seed in 0..200 {
+        assert_eq!(
+            run(Dice::new(seed), calm),
+            Outcome::Good { moves: 2 },
+            "schedule {seed}"
+        );
+    }
+}
+
+/// The simulator finds two owners when an assumption does not hold: else the first test would show nothing.
+#[test]
+fn two_owners_are_found_when_an_assumption_does_not_hold() {
+    let clocks_are_worse = Setting {
+        rate_error: 450_000,
+        ..SOUND
+    };
+    let granter_does_not_wait = Setting {
+        granter: Timing {
+            duration: Duration::from_millis(300),
+            ..TIMING
+        },
+        ..SOUND
+    };
+    let nodes_count_from_the_answer = Setting {
+        counted_from: CountedFrom::Answered,
+        ..SOUND
+    };
+    for (what, setting) in [
+        ("clocks", clocks_are_worse),
+        ("waiting", granter_does_not_wait),
+        ("counting", nodes_count_from_the_answer),
+    ] {
+        let found = (0..20_000)
+            .find(|seed| matches!(run(Dice::new(*seed), setting), Outcome::TwoOwners(_)));
+        println!("{what}: schedule {found:?}");
+        assert!(found.is_some(), "{what}: no schedule shows it");
+    }
+}
