@@ -7,7 +7,9 @@ pub use label::InvalidSelector;
 use alloc::collections::BTreeSet;
 use alloc::string::String;
 use alloc::vec::Vec;
+use core::fmt;
 
+use crate::finding::some_of;
 use crate::model::Labels;
 
 /// A label selector: every label and every requirement must match. The empty selector matches everything.
@@ -83,6 +85,20 @@ impl Selector {
         Ok(())
     }
 
+    /// The first thing that these labels do not meet, if any.
+    pub fn mismatch(&self, labels: &Labels) -> Option<Mismatch> {
+        let wanted = self.match_labels.iter().map(|(key, value)| Requirement {
+            key: key.clone(),
+            operator: Operator::In([value.clone()].into()),
+        });
+        let mut wanted = wanted.chain(self.match_expressions.iter().cloned());
+        let missed = wanted.find(|requirement| !requirement.matches(labels))?;
+        Some(Mismatch {
+            found: labels.get(&missed.key).cloned(),
+            wanted: missed,
+        })
+    }
+
     /// Whether an object with these labels is selected.
     pub fn matches(&self, labels: &Labels) -> bool {
         self.match_labels
@@ -104,6 +120,39 @@ impl Requirement {
             Operator::NotIn(values) => value.is_none_or(|value| !values.contains(value)),
             Operator::Exists => value.is_some(),
             Operator::DoesNotExist => value.is_none(),
+        }
+    }
+}
+
+/// Why a selector does not match: what it wants of a label, and what the label is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mismatch {
+    /// What is not met.
+    pub wanted: Requirement,
+    /// The label's value, if it is there.
+    pub found: Option<String>,
+}
+
+impl fmt::Display for Requirement {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let key = &self.key;
+        let list = |values: &BTreeSet<String>| some_of(values.iter());
+        match &self.operator {
+            Operator::In(values) if values.len() == 1 => write!(f, "{key}={}", list(values)),
+            Operator::In(values) => write!(f, "{key} in ({})", list(values)),
+            Operator::NotIn(values) => write!(f, "{key} not in ({})", list(values)),
+            Operator::Exists => f.write_str(key),
+            Operator::DoesNotExist => write!(f, "!{key}"),
+        }
+    }
+}
+
+impl fmt::Display for Mismatch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let key = &self.wanted.key;
+        match &self.found {
+            Some(value) => write!(f, "wants {}, and {key} is {value:?}", self.wanted),
+            None => write!(f, "wants {}, and there is no label {key}", self.wanted),
         }
     }
 }

@@ -52,6 +52,9 @@ pub(crate) fn select(snapshot: &Snapshot, node: &NodeName, applied: &[Applied<'_
         // While two pods tell the same address, it counts for the first by name.
         let addresses = usable_addresses(pod).filter(|address| claimed.insert(*address));
         let addresses: Vec<IpAddr> = addresses.collect();
+        if addresses.is_empty() {
+            continue;
+        }
         for index in &set {
             *selected
                 .counts

@@ -10,7 +10,7 @@ use ipnet::IpNet;
 use super::{Applied, Steering};
 use crate::cidr::{is_v4_mapped, nested_in};
 use crate::finding::{Finding, Reason, Subject, some_of};
-use crate::model::{Action, Enforcement, PolicyName, Timestamp};
+use crate::model::{Action, Enforcement, Policy, PolicyName, Timestamp};
 use crate::policy::ResolvedPolicy;
 
 /// Where policies compete for one destination: loser → winner → destinations.
@@ -55,9 +55,8 @@ pub(crate) fn steering(
 }
 
 /// The destinations that a policy really has: truncated, without those that no packet can have.
-pub(crate) fn prefixes<'a>(applied: &Applied<'a>) -> impl Iterator<Item = IpNet> + 'a {
-    applied
-        .policy
+pub(crate) fn prefixes(policy: &Policy) -> impl Iterator<Item = IpNet> + '_ {
+    policy
         .destinations
         .iter()
         .filter(|prefix| !is_v4_mapped(prefix))
@@ -76,7 +75,7 @@ impl SetTable {
         let mut overlaps = Overlaps::new();
         let mut winners: BTreeMap<IpNet, (&PolicyName, Steering)> = BTreeMap::new();
         for applied in &by_precedence {
-            for prefix in prefixes(applied) {
+            for prefix in prefixes(applied.policy) {
                 let steering = steering(applied, &prefix, &is_held);
                 match winners.get(&prefix) {
                     Some((winner, won)) if *won != steering => {
