@@ -12,6 +12,7 @@
 //! * [`read_manifests`], [`validate`]: YAML files, and errors that name file, field and fix.
 //! * [`ObjectStore`]: the port; [`DirectoryStore`]: a directory of YAML files that implements it without a cluster.
 //! * [`Index`]: objects to snapshot, synchronous and without I/O.
+//! * `crd`, with the feature of that name: the resources as types for kube's client, and their CustomResourceDefinitions.
 //! * [`run_controller`], [`run_agent`]: the loops; [`NodeDataplane`]: what an embedder of the agent brings.
 //!
 //! # Example
@@ -34,6 +35,8 @@
 
 mod agent;
 mod controller;
+#[cfg(feature = "crd")]
+pub mod crd;
 mod directory;
 mod event;
 mod index;
