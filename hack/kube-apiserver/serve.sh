@@ -63,5 +63,15 @@ pids+=($!)
     </dev/null >"$directory/kube-apiserver.log" 2>&1 &
 pids+=($!)
 
-# Standard input ends with whoever started this; a program that ends by itself is seen by who waits for it to be ready.
-while IFS= read -r _; do :; done
+# Until standard input ends, or until one of the two does: then whoever waits for it wants to know why.
+exec 3<&0
+while IFS= read -r _ <&3; do :; done &
+reader=$!
+pids+=("$reader")
+ended=
+wait -n -p ended || true
+if [ "$ended" != "$reader" ]; then
+    echo "etcd or kube-apiserver ended by itself:" >&2
+    tail -n 5 "$directory/etcd.log" "$directory/kube-apiserver.log" >&2
+    exit 1
+fi

@@ -5,7 +5,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-/// A cluster: of its many fields, the one that switches egress NAT on (E7). All others are kept as they are.
+/// A cluster: of its many fields, the one that switches egress NAT on. All others are kept as they are.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema, CustomResource)]
 #[kube(
     group = "baremetal.cluster.gke.io",
@@ -55,5 +55,5 @@ pub struct ClusterNetwork {
 
 /// The status of a cluster, which is not ours.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[schemars(transparent, extend("type" = "object", "x-kubernetes-preserve-unknown-fields" = true))]
+#[schemars(transparent, extend("x-kubernetes-preserve-unknown-fields" = true))]
 pub struct ClusterStatus(pub BTreeMap<String, Value>);

@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::address::{AddressText, distinct};
 use super::rule::{not_empty, validations};
 
-/// Floating IPs that the nodes of one cluster hold for its egress policies (E1).
+/// Floating IPs that the nodes of one cluster hold for its egress policies.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema, CustomResource)]
 #[kube(
     group = "networking.gke.io",
@@ -42,7 +42,7 @@ use super::rule::{not_empty, validations};
     )
 )]
 pub struct NetworkGatewayGroupSpec {
-    /// The floating IPs. An egress policy that refers to the group uses the first (E20).
+    /// The floating IPs. An egress policy that refers to the group uses the first.
     #[serde(rename = "floatingIPs")]
     #[schemars(
         with = "Vec<AddressText>",
@@ -52,7 +52,7 @@ pub struct NetworkGatewayGroupSpec {
     pub floating_ips: Vec<IpAddr>,
 }
 
-/// The same in the older kind (E1).
+/// The same in the older kind.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema, CustomResource)]
 #[kube(
     group = "networking.gke.io",
@@ -84,7 +84,7 @@ pub struct NetworkGatewayGroupSpec {
     )
 )]
 pub struct AnthosNetworkGatewaySpec {
-    /// The floating IPs, any of which an egress policy may name (E20).
+    /// The floating IPs, any of which an egress policy may name.
     #[serde(rename = "floatingIPs")]
     #[schemars(
         with = "Vec<AddressText>",

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::address::RangeText;
 
-/// What the agent of a node found on it (E2).
+/// What the agent of a node found on it.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema, CustomResource)]
 #[kube(
     group = "networking.gke.io",
@@ -47,7 +47,7 @@ pub struct NetworkGatewayNodeSpec {
     pub subnets: BTreeSet<IpNet>,
 }
 
-/// The same in the older kind (E2).
+/// The same in the older kind.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema, CustomResource)]
 #[kube(
     group = "networking.gke.io",

@@ -13,8 +13,8 @@ use super::selector::LabelSelector;
 
 /// Which pods leave the cluster to which destinations with which egress IP.
 ///
-/// One type for both versions, as one schema serves them (E6): either `sources`, `action`, `destinations` and `gatewayRef` (E3), or
-/// `egress`, `destinationCIDRs` and `egressSourceIP` (E4).
+/// One type for both versions, as one schema serves them: either `sources`, `action`, `destinations` and `gatewayRef` (E3), or
+/// `egress`, `destinationCIDRs` and `egressSourceIP`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema, CustomResource)]
 #[kube(
     group = "networking.gke.io",
@@ -67,7 +67,7 @@ pub struct EgressNatPolicySpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(
         with = "Vec<Destination>",
-        length(max = 256),
+        length(max = 1000),
         extend("x-kubernetes-validations" = validations([not_empty()]))
     )]
     pub destinations: Option<Vec<Destination>>,
@@ -91,7 +91,7 @@ pub struct EgressNatPolicySpec {
     )]
     #[schemars(
         with = "Vec<RangeText>",
-        length(max = 256),
+        length(max = 1000),
         extend("x-kubernetes-validations" = validations([not_empty()]))
     )]
     pub destination_cidrs: Option<Vec<IpNet>>,
@@ -112,12 +112,12 @@ pub enum PolicyAction {
     /// It leaves with the egress IP.
     #[serde(rename = "SNAT")]
     Snat,
-    /// It keeps the pod's address (E5).
+    /// It keeps the pod's address.
     #[serde(rename = "NoSNAT")]
     NoSnat,
 }
 
-/// Selects pods by their own labels and those of their namespace; both selectors must match (E10).
+/// Selects pods by their own labels and those of their namespace; both selectors must match.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("x-kubernetes-validations" = egress_rule_rules()))]

@@ -1,6 +1,6 @@
 //! Validation rules in CEL, as the schema extension that the API server evaluates.
 
-use kube::core::{Message, Reason, Rule};
+use kube::core::{Reason, Rule};
 use serde_json::{Value, json};
 
 /// A rule on a value. The API server puts field and value before the message; computing a message would count as cost.
@@ -11,7 +11,7 @@ pub(super) fn rule(expression: &str, message: &str) -> Rule {
 /// A rule that asks for a field of the object it stands at.
 pub(super) fn required(expression: &str, field: &str, fix: &str) -> Rule {
     Rule::new(expression)
-        .message(Message::Message(format!("required and missing: {fix}")))
+        .message(fix)
         .reason(Reason::FieldValueRequired)
         .field_path(format!(".{field}"))
 }

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::rule::{rule, validations};
 
-/// A label selector: every label and every requirement must match. The empty selector matches everything (E10).
+/// A label selector: every label and every requirement must match. The empty selector matches everything.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("x-kubernetes-map-type" = "atomic"))]

@@ -1,0 +1,1 @@
+//! What applies, and that nothing of it is lost.
