@@ -30,6 +30,10 @@ lint: packages ## rustfmt and clippy, warnings denied
 doc: packages ## API documentation, warnings denied
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --workspace --no-deps --all-features
 
+.PHONY: crds
+crds: ## Writes deploy/crds anew from the Rust types
+	$(CARGO) run --quiet --package egressnat-kube --features crd --example crds -- deploy/crds
+
 .PHONY: ebpf
 ebpf: packages ## Rebuilds the eBPF object from its source
 	egressnat-dataplane/bpf/build.sh

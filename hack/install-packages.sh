@@ -4,10 +4,12 @@ set -euo pipefail
 
 # clang, llvm, libbpf-dev: rebuilding the eBPF object (tests compare it with the committed one)
 # libnftnl-dev, libmnl-dev, pkg-config, gcc: linking the nftables library
+# openssl: the key of the tests' API server
 # iproute2, iputils-ping, nftables, tcpdump, curl, procps: the lab and its tests
 packages=(
     clang llvm libbpf-dev
     libnftnl-dev libmnl-dev pkg-config gcc libc6-dev
+    openssl
     iproute2 iputils-ping nftables tcpdump curl procps
 )
 

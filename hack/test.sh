@@ -7,6 +7,9 @@ if [ "$(id -u)" -ne 0 ]; then
     exit 1
 fi
 
+KUBEBUILDER_ASSETS=$("$(dirname "$0")/kube-apiserver.sh") || exit 1
+export KUBEBUILDER_ASSETS
+
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 cargo test --workspace --no-fail-fast "$@" 2>&1 | tee "$log"

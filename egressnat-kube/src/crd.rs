@@ -2,8 +2,10 @@
 //!
 //! Behind the feature `crd`: both loops work without it, on JSON documents.
 //!
-//! The rules that the API server checks are the ones of [`validate`](crate::validate), so that an object is refused where it is
-//! written and not only where it is read. Each message names the value and the fix; the API server puts the field before it.
+//! The API server refuses what [`validate`](crate::validate) refuses, where it is written and not only where it is read, and some
+//! more that would mean something but hardly what was meant: unknown fields, both forms of a policy in one, an address twice.
+//! Each message gives the fix; the API server puts field and value before it. Why there is one schema for both versions of a policy:
+//! `docs/design/0007-one-schema-for-both-versions.md`.
 //!
 //! ```
 //! use egressnat_kube::crd::{self, NetworkGatewayGroup, NetworkGatewayGroupSpec};
@@ -13,6 +15,11 @@
 //! assert_eq!(serde_json::to_value(&group).unwrap()["spec"]["floatingIPs"][0], "192.168.1.100");
 //! assert_eq!(crd::all().len(), 6);
 //! ```
+
+#![expect(
+    clippy::duplicated_attributes,
+    reason = "kube's derive takes several print columns, each with a type"
+)]
 
 mod address;
 mod cluster;

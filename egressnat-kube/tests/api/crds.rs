@@ -34,7 +34,7 @@ fn every_crd_becomes_established_e1_to_e7() {
 }
 
 #[test]
-fn crds_are_applied_again_in_place_and_objects_stay_e45() {
+fn crds_are_applied_again_in_place_and_objects_stay_e6() {
     let server = shared();
     let uids = |server: &Server| -> Vec<Value> {
         let list = server.read(&["customresourcedefinitions"]);

@@ -185,7 +185,7 @@ fn no_snat_needs_destinations_only_e5() {
 }
 
 #[test]
-fn the_enforcement_annotation_of_a_policy_is_kept_e43() {
+fn annotations_of_a_policy_are_kept_e6() {
     let server = shared();
     for enforcement in ["Strict", "BestEffort"] {
         let mut object = policy("v1", "enforced", &v1_spec());
