@@ -7,7 +7,6 @@
 # the Go modules that hack/kube-apiserver/go.mod pins, and etcd comes from PATH or from Debian's package etcd-server. The package is
 # unpacked, not installed: nothing starts as a service and nothing of the machine changes.
 set -euo pipefail
-cd "$(dirname "$0")/kube-apiserver"
 
 programs=(kube-apiserver etcd kubectl)
 
@@ -21,9 +20,11 @@ if [ -n "${KUBEBUILDER_ASSETS:-}" ]; then
         [ -x "$KUBEBUILDER_ASSETS/$program" ] ||
             fail "KUBEBUILDER_ASSETS=$KUBEBUILDER_ASSETS holds no $program: name a directory with ${programs[*]}, or unset it to have them built."
     done
-    printf '%s\n' "$KUBEBUILDER_ASSETS"
+    realpath "$KUBEBUILDER_ASSETS"
     exit 0
 fi
+
+cd "$(dirname "$0")/kube-apiserver"
 
 version=$(awk '$1 == "k8s.io/kubernetes" { print $2 }' go.mod)
 [ -n "$version" ] || fail "hack/kube-apiserver/go.mod requires no k8s.io/kubernetes"

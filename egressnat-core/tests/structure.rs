@@ -79,11 +79,15 @@ fn data_flows_one_way_through_the_crates() {
 
 /// The crates that `cargo add` pulls in, itself included, and the features they are built with.
 fn tree(features: &[&str]) -> Vec<String> {
+    tree_of("egressnat-core", features)
+}
+
+fn tree_of(package: &str, features: &[&str]) -> Vec<String> {
     let output = Command::new(env!("CARGO"))
         .args([
             "tree",
             "--package",
-            "egressnat-core",
+            package,
             "--edges",
             "normal",
             "--prefix",
@@ -140,6 +144,17 @@ fn the_feature_serde_adds_serde_and_its_macro_only() {
 }
 
 #[test]
+fn the_loops_pull_in_no_types_and_no_client_of_kube() {
+    for line in tree_of("egressnat-kube", &[]) {
+        let name = line.split(' ').next().unwrap_or_default();
+        assert!(
+            !name.starts_with("kube") && name != "k8s-openapi" && name != "schemars",
+            "{line}"
+        );
+    }
+}
+
+#[test]
 fn the_core_is_built_without_std() {
     for features in [&[][..], &["--features", "serde"]] {
         for line in tree(features) {
@@ -178,9 +193,9 @@ fn the_readme_promises_exactly_two_commands_and_the_makefile_has_them() {
     }
 }
 
-/// The files that Markdown links at the root and in `docs/` lead to, with the file that has the link.
+/// The files that Markdown links at the root, in `deploy/` and in `docs/` lead to, with the file that has the link.
 fn links() -> Vec<(PathBuf, String)> {
-    let directories = [".", "docs", "docs/design"];
+    let directories = [".", "deploy", "docs", "docs/design"];
     let files = directories
         .iter()
         .flat_map(|directory| std::fs::read_dir(root().join(directory)).unwrap())

@@ -129,6 +129,10 @@ fn in_both_versions(mut crd: CustomResourceDefinition) -> CustomResourceDefiniti
 mod tests {
     use std::path::Path;
 
+    use serde::Serialize;
+    use serde::de::DeserializeOwned;
+    use serde_json::Value;
+
     use super::*;
     use crate::Kind;
 
@@ -164,6 +168,33 @@ mod tests {
                 assert_eq!(short.parse(), Ok(kind));
             }
         }
+    }
+
+    /// Reads an example as its type and writes it again.
+    fn through<T: DeserializeOwned + Serialize>(file: &str) -> (Value, Value) {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("../examples")
+            .join(file);
+        let text = std::fs::read_to_string(path).unwrap();
+        let written: Value = serde_yaml_ng::from_str(&text).unwrap();
+        let typed: T = serde_yaml_ng::from_str(&text).unwrap();
+        (serde_json::to_value(typed).unwrap(), written)
+    }
+
+    #[test]
+    fn the_types_hold_every_field_of_published_manifests_e6() {
+        let cases = [
+            through::<Cluster>("v1/cluster.yaml"),
+            through::<NetworkGatewayGroup>("v1/gateway.yaml"),
+            through::<EgressNatPolicy>("v1/policy.yaml"),
+            through::<AnthosNetworkGateway>("v1alpha1/gateway.yaml"),
+        ];
+        for (typed, written) in cases {
+            assert_eq!(typed, written);
+        }
+        // kube's type for a kind has one version: it says v1, whatever it was read from.
+        let (typed, written) = through::<EgressNatPolicy>("v1alpha1/policy.yaml");
+        assert_eq!(typed["spec"], written["spec"]);
     }
 
     #[test]

@@ -176,8 +176,11 @@ fn a_policy_moves_from_one_form_to_the_other_by_apply_e6() {
 #[test]
 fn no_snat_needs_destinations_only_e5() {
     let server = shared();
-    for name in ["default", "gke-autopilot"] {
-        let spec = json!({"action": "NoSNAT", "destinations": [{"cidr": "10.0.0.0/8"}, {"cidr": "240.0.0.0/4"}]});
+    for (name, sources) in [("default", None), ("gke-empty", Some(json!([])))] {
+        let mut spec = json!({"action": "NoSNAT", "destinations": [{"cidr": "10.0.0.0/8"}, {"cidr": "240.0.0.0/4"}]});
+        if let Some(sources) = sources {
+            spec["sources"] = sources;
+        }
         let object = policy("v1", name, &spec);
         apply(server, &object);
         assert_kept(server, &object);

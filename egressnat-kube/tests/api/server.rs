@@ -48,37 +48,28 @@ pub(crate) fn crds() -> &'static str {
 impl Server {
     /// Starts one and waits until it is ready.
     pub(crate) fn start() -> Self {
-        let assets = assets();
         // Somebody else may take a port between the moment it is found free and the moment it is used.
         for _ in 0..3 {
-            if let Some(server) = Self::try_start(&assets) {
+            if let Some(server) = Self::try_start() {
                 return server;
             }
         }
         panic!("the API server ended at each of three starts; what it said is above");
     }
 
-    fn try_start(assets: &Path) -> Option<Self> {
+    fn try_start() -> Option<Self> {
         let directory = tempfile::Builder::new()
             .prefix("egressnat-api-")
             .tempdir()
             .unwrap()
             .keep();
-        let script = concat!(
-            env!("CARGO_MANIFEST_DIR"),
-            "/../hack/kube-apiserver/serve.sh"
-        );
-        let supervisor = Command::new(script)
-            .arg(&directory)
-            .args(free_ports().map(|port| port.to_string()))
-            .env("KUBEBUILDER_ASSETS", assets)
-            .stdin(Stdio::piped())
+        let supervisor = serve(&directory, free_ports())
             .spawn()
             .expect("hack/kube-apiserver/serve.sh runs");
         let mut server = Self {
             supervisor,
             directory,
-            assets: assets.to_owned(),
+            assets: assets(),
         };
         let deadline = Instant::now() + START;
         while !server.kubectl(&["get", "--raw", "/readyz"]).is_success {
@@ -155,6 +146,21 @@ impl Drop for Server {
     }
 }
 
+/// The script that runs a server: etcd's two ports, then the API's. It wants standard input to stay open.
+pub(crate) fn serve(directory: &Path, ports: [u16; 3]) -> Command {
+    let script = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../hack/kube-apiserver/serve.sh"
+    );
+    let mut command = Command::new(script);
+    command
+        .arg(directory)
+        .args(ports.map(|port| port.to_string()))
+        .env("KUBEBUILDER_ASSETS", assets())
+        .stdin(Stdio::piped());
+    command
+}
+
 fn told(output: &Output) -> Told {
     Told {
         is_success: output.status.success(),
@@ -175,7 +181,7 @@ fn assets() -> PathBuf {
 }
 
 /// Ports that nobody listens on.
-fn free_ports() -> [u16; 3] {
+pub(crate) fn free_ports() -> [u16; 3] {
     let listeners = [0; 3].map(|_| TcpListener::bind("127.0.0.1:0").unwrap());
     listeners.map(|listener| listener.local_addr().unwrap().port())
 }

@@ -1,10 +1,12 @@
-//! The server leaves nothing behind.
+//! The server leaves nothing behind, and says why it ended.
 
 use std::fs;
+use std::net::TcpListener;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 
-use crate::server::Server;
+use crate::server::{Server, free_ports, serve};
 
 /// The processes that have this directory in their command line.
 fn processes_of(directory: &Path) -> Vec<PathBuf> {
@@ -31,5 +33,24 @@ fn a_server_leaves_no_process_and_no_file_when_its_test_panics() {
     }));
     assert!(result.is_err());
     assert_eq!(processes_of(&directory), Vec::<PathBuf>::new());
+    assert!(!directory.exists());
+}
+
+#[test]
+fn a_server_that_cannot_have_its_port_ends_and_says_why() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let [_, peer, api] = free_ports();
+    let ports = [taken.local_addr().unwrap().port(), peer, api];
+    let place = tempfile::tempdir().unwrap();
+    let directory = place.path().join("server");
+    let mut script = serve(&directory, ports);
+    let mut child = script.stderr(Stdio::piped()).spawn().unwrap();
+    // Held until it has ended: it ends by itself.
+    let input = child.stdin.take();
+    let output = child.wait_with_output().unwrap();
+    drop(input);
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success());
+    assert!(told.contains("address already in use"), "{told}");
     assert!(!directory.exists());
 }
