@@ -19,7 +19,7 @@ use serde_json::Value;
     doc = "A cluster. The annotation baremetal.cluster.gke.io/enable-anthos-network-gateway: \"true\" or \
            spec.clusterNetwork.advancedNetworking: true switches egress NAT on.",
     printcolumn(
-        name = "Advanced networking",
+        name = "Advanced-Networking",
         type_ = "boolean",
         json_path = ".spec.clusterNetwork.advancedNetworking"
     ),

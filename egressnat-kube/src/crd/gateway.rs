@@ -24,7 +24,7 @@ use super::rule::{not_empty, validations};
     derive = "PartialEq",
     doc = "A gateway group: floating IPs that nodes hold for egress policies.",
     printcolumn(
-        name = "Floating IPs",
+        name = "Floating-IPs",
         type_ = "string",
         json_path = ".spec.floatingIPs"
     ),
@@ -66,7 +66,7 @@ pub struct NetworkGatewayGroupSpec {
     derive = "PartialEq",
     doc = "A gateway group: floating IPs that nodes hold for egress policies.",
     printcolumn(
-        name = "Floating IPs",
+        name = "Floating-IPs",
         type_ = "string",
         json_path = ".spec.floatingIPs"
     ),

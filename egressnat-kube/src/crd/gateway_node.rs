@@ -24,7 +24,7 @@ use super::address::RangeText;
     doc = "A gateway node: its health and the floating IPs that it holds.",
     printcolumn(name = "Health", type_ = "string", json_path = ".status.health"),
     printcolumn(
-        name = "Floating IPs",
+        name = "Floating-IPs",
         type_ = "string",
         json_path = ".status.floatingIPs"
     ),
@@ -62,7 +62,7 @@ pub struct NetworkGatewayNodeSpec {
     doc = "A gateway node: its health and the floating IPs that it holds.",
     printcolumn(name = "Health", type_ = "string", json_path = ".status.health"),
     printcolumn(
-        name = "Floating IPs",
+        name = "Floating-IPs",
         type_ = "string",
         json_path = ".status.floatingIPs"
     ),

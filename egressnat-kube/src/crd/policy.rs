@@ -27,7 +27,7 @@ use super::selector::LabelSelector;
     status = "EgressNatPolicyStatus",
     derive = "PartialEq",
     doc = "An egress policy: which pods leave the cluster to which destinations with which egress IP.",
-    printcolumn(name = "Egress IP", type_ = "string", json_path = ".status.egressIP"),
+    printcolumn(name = "Egress-IP", type_ = "string", json_path = ".status.egressIP"),
     printcolumn(name = "Node", type_ = "string", json_path = ".status.node"),
     printcolumn(
         name = "Programmed",
@@ -142,6 +142,7 @@ pub struct Destination {
 
 /// Names a NetworkGatewayGroup.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[schemars(extend("x-kubernetes-map-type" = "atomic"))]
 pub struct GatewayRef {
     /// Its name.
     #[schemars(length(max = 253), extend("x-kubernetes-validations" = name_rules()))]

@@ -96,11 +96,7 @@ fn conditions() -> Value {
 fn table(server: &Server, arguments: &[&str]) -> (Vec<String>, Vec<String>) {
     let text = server.ok(&[&["get"], arguments].concat());
     let columns = |line: &str| -> Vec<String> {
-        let cells = line.split("   ").map(str::trim);
-        let mut cells: Vec<String> = cells
-            .filter(|cell| !cell.is_empty())
-            .map(str::to_owned)
-            .collect();
+        let mut cells: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
         cells.pop();
         cells
     };
@@ -130,7 +126,7 @@ fn the_status_of_a_group_is_kept_and_shown_e1() {
         });
         assert_eq!(with_status(server, &object, &status), status);
         let (columns, cells) = table(server, &[short, "--namespace=group-status"]);
-        assert_eq!(columns, ["NAME", "FLOATING IPS", "ASSIGNED"]);
+        assert_eq!(columns, ["NAME", "FLOATING-IPS", "ASSIGNED"]);
         assert_eq!(
             cells,
             [
@@ -159,7 +155,7 @@ fn the_status_of_a_gateway_node_is_kept_and_shown_e2() {
             json!({"health": "Up", "floatingIPs": ["192.168.1.100"], "conditions": conditions()});
         assert_eq!(with_status(server, &object, &status), status);
         let (columns, cells) = table(server, &[short, "--namespace=kube-system"]);
-        assert_eq!(columns, ["NAME", "HEALTH", "FLOATING IPS"]);
+        assert_eq!(columns, ["NAME", "HEALTH", "FLOATING-IPS"]);
         assert_eq!(cells, ["worker1", "Up", r#"["192.168.1.100"]"#]);
     }
 }
@@ -183,7 +179,7 @@ fn the_status_of_a_policy_is_kept_and_shown_in_both_versions_e6() {
         "egressnatpolicies.v1alpha1.networking.gke.io",
     ] {
         let (columns, cells) = table(server, &[resource, "policy-status"]);
-        assert_eq!(columns, ["NAME", "EGRESS IP", "NODE", "PROGRAMMED"]);
+        assert_eq!(columns, ["NAME", "EGRESS-IP", "NODE", "PROGRAMMED"]);
         assert_eq!(cells, ["policy-status", "192.168.1.100", "worker1", "True"]);
     }
     let (columns, cells) = table(server, &["enp", "policy-status", "--output=wide"]);

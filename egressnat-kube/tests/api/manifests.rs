@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use egressnat_kube::{Object, validate};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -38,8 +39,10 @@ fn resources(object: &Value) -> Vec<String> {
     vec![format!("{}.{version}.{group}", text(&object["kind"]))]
 }
 
-/// Reads the object in each version; its spec and annotations have to be those of the manifest.
+/// Reads the object in each version; its spec and annotations have to be those of the manifest. What the API server takes, those
+/// who have none take too.
 fn assert_kept(server: &Server, object: &Value) {
+    validate(&Object::from_value(object.clone()).unwrap()).unwrap();
     let name = text(&object["metadata"]["name"]);
     let namespace = object["metadata"]["namespace"]
         .as_str()

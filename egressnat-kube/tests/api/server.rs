@@ -78,11 +78,19 @@ impl Server {
             }
             assert!(
                 Instant::now() < deadline,
-                "the API server is not ready after {START:?}"
+                "the API server is not ready after {START:?}: {}",
+                server.last_words()
             );
             thread::sleep(Duration::from_millis(50));
         }
         Some(server)
+    }
+
+    fn last_words(&self) -> String {
+        let log = self.directory.join("kube-apiserver.log");
+        let text = std::fs::read_to_string(log).unwrap_or_default();
+        let lines: Vec<&str> = text.lines().collect();
+        lines[lines.len().saturating_sub(10)..].join("\n")
     }
 
     /// The directory that the server lives in.
