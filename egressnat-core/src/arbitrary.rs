@@ -256,3 +256,39 @@ pub(crate) fn snapshot() -> impl Strategy<Value = Snapshot> {
         snapshot
     })
 }
+
+/// A pod of a large cluster; its label is its own.
+pub(crate) fn large_pod(node: &NodeName, n: u16) -> (PodKey, Pod) {
+    let [third, fourth] = n.to_be_bytes();
+    let mut pod = Pod::new(node.clone());
+    pod.ips.insert(IpAddr::from([10, 9, third, fourth]));
+    pod.labels.insert("app".into(), format!("{n}"));
+    let key = PodKey::new(parse("shop"), parse(&format!("pod-{n}")));
+    (key, pod)
+}
+
+/// A node with pods of which each is selected by a policy of its own, and as many policies again for pods that are not there.
+pub(crate) fn large(node: &NodeName, pods: u16) -> Vec<Event> {
+    let gateway = GatewayKey::group(parse("kube-system"), parse("default"));
+    let mut events = std::vec![
+        Event::Namespace(parse("shop"), Some(Labels::new())),
+        Event::Gateway(
+            gateway.clone(),
+            Some(Gateway::new([parse("192.168.1.100")]))
+        ),
+    ];
+    for n in 0..pods * 3 {
+        let rule = Source {
+            pods: Selector::from_labels([("app", format!("{n}"))]),
+            ..Source::default()
+        };
+        let destination = parse(&format!("100.{}.{}.0/24", n >> 8, n & 0xff));
+        let policy = Policy::snat([rule], [destination], EgressSource::from(&gateway));
+        events.push(Event::Policy(parse(&format!("policy-{n}")), Some(policy)));
+    }
+    for n in 0..pods {
+        let (key, pod) = large_pod(node, n);
+        events.push(Event::Pod(key, Some(pod)));
+    }
+    events
+}

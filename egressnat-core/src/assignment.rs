@@ -28,11 +28,12 @@ use alloc::collections::BTreeMap;
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
+use core::fmt;
 use core::net::IpAddr;
 
 use crate::finding::{Finding, Reason, Subject};
 use crate::gateway::{EffectiveGateways, effective_gateways};
-use crate::model::{NodeName, Snapshot};
+use crate::model::{GatewayKey, NodeName, Snapshot};
 
 /// Floating IP → node.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -49,6 +50,32 @@ impl Assignment {
             .iter()
             .filter(move |(_, holder)| *holder == node)
             .map(|(address, _)| *address)
+    }
+}
+
+/// A floating IP that changes its node.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Move {
+    /// Which.
+    pub address: IpAddr,
+    /// Where it was.
+    pub from: Option<NodeName>,
+    /// Where it is then.
+    pub to: Option<NodeName>,
+}
+
+impl fmt::Display for Move {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = |node: &Option<NodeName>| -> String {
+            node.as_ref().map_or("nowhere", NodeName::as_str).into()
+        };
+        write!(
+            f,
+            "{}: {} -> {}",
+            self.address,
+            name(&self.from),
+            name(&self.to)
+        )
     }
 }
 
@@ -101,15 +128,19 @@ pub fn assign(snapshot: &Snapshot) -> Assigned {
     }
     places.settle();
 
+    assigned_from(&places, gateways)
+}
+
+/// The outcome of a placement that has settled.
+pub(crate) fn assigned_from(places: &Places, gateways: EffectiveGateways) -> Assigned {
     let mut assigned = Assigned {
         assignment: places.assignment(),
         ..Assigned::default()
     };
     assigned.findings.clone_from(&gateways.findings);
     for (address, owner) in &gateways.owners {
-        let placement = places.placement(address);
-        match placement {
-            Placement::Well => {}
+        match places.placement(address) {
+            Placement::Well => continue,
             Placement::Stuck(stuck) => {
                 assigned.stuck.insert(*address, stuck);
             }
@@ -120,7 +151,7 @@ pub fn assign(snapshot: &Snapshot) -> Assigned {
         }
         assigned
             .findings
-            .extend(placement_finding(*address, owner, &places));
+            .extend(placement_finding(*address, owner, places));
     }
     assigned.findings.sort();
     assigned.gateways = gateways;
@@ -128,11 +159,7 @@ pub fn assign(snapshot: &Snapshot) -> Assigned {
 }
 
 /// What is to be told about where an address is, if anything.
-pub(crate) fn placement_finding(
-    address: IpAddr,
-    owner: &crate::model::GatewayKey,
-    places: &Places,
-) -> Option<Finding> {
+fn placement_finding(address: IpAddr, owner: &GatewayKey, places: &Places) -> Option<Finding> {
     let (reason, message) = match places.placement(&address) {
         Placement::Well => return None,
         Placement::Stuck(stuck) => {

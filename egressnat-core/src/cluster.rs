@@ -7,8 +7,8 @@ use core::net::IpAddr;
 
 use crate::assignment::{Assigned, assign};
 use crate::finding::{Finding, Reason, Subject};
-use crate::model::{NodeName, PolicyName, Snapshot};
-use crate::policy::{ResolvedPolicies, ResolvedPolicy, resolve_policies};
+use crate::model::{Enforcement, NodeName, PolicyName, Snapshot};
+use crate::policy::{ResolvedPolicy, resolve_policies};
 
 /// Everything that does not depend on pods.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -28,15 +28,22 @@ pub struct ClusterPlan {
 /// Total and deterministic, and does not look at pods.
 pub fn plan_cluster(snapshot: &Snapshot) -> ClusterPlan {
     let assigned = assign(snapshot);
-    let ResolvedPolicies {
-        policies,
-        mut findings,
-    } = resolve_policies(snapshot, &assigned.gateways);
+    let policies = resolve_policies(snapshot, &assigned.gateways).policies;
+    findings_of(snapshot, assigned, policies)
+}
+
+/// The plan, with everything that is to be told about what was decided.
+pub(crate) fn findings_of(
+    snapshot: &Snapshot,
+    assigned: Assigned,
+    policies: BTreeMap<PolicyName, ResolvedPolicy>,
+) -> ClusterPlan {
+    let mut findings = resolve_policies(snapshot, &assigned.gateways).findings;
     findings.extend(assigned.findings.iter().cloned());
     for (name, policy) in &policies {
         let is_held = |address: &IpAddr| assigned.assignment.nodes.contains_key(address);
-        let policy_object = &snapshot.policies[name];
-        findings.extend(unheld(name, policy, policy_object.enforcement, is_held));
+        let enforcement = snapshot.policies[name].enforcement;
+        findings.extend(unheld(name, policy, enforcement, is_held));
     }
     findings.extend(duplicate_node_addresses(snapshot));
     findings.sort();
@@ -48,13 +55,12 @@ pub fn plan_cluster(snapshot: &Snapshot) -> ClusterPlan {
 }
 
 /// E21: what is to be told while no node holds a policy's egress IP.
-pub(crate) fn unheld(
+fn unheld(
     name: &PolicyName,
     resolved: &ResolvedPolicy,
-    enforcement: crate::model::Enforcement,
+    enforcement: Enforcement,
     is_held: impl Fn(&IpAddr) -> bool,
 ) -> impl Iterator<Item = Finding> {
-    use crate::model::Enforcement;
     let addresses = match resolved {
         ResolvedPolicy::Snat(ips) => ips.iter().filter(|ip| !is_held(ip)).collect(),
         ResolvedPolicy::Keep => Vec::new(),

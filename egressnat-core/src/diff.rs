@@ -142,7 +142,8 @@ pub fn diff(observed: &NodePlan, desired: &NodePlan) -> Vec<Change> {
     changes
 }
 
-fn entries<K: Ord, V: PartialEq>(
+/// The changes from one map to another.
+pub(crate) fn entries<K: Ord, V: PartialEq>(
     changes: &mut Vec<Change>,
     (observed, desired): (&BTreeMap<K, V>, &BTreeMap<K, V>),
     set: impl Fn(&K, &V) -> Change,

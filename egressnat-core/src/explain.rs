@@ -9,7 +9,7 @@ mod what_if;
 
 pub use address::{AddressExplanation, Conclusion, NodeVerdict, explain_address};
 pub use step::{Criterion, Hop, Miss, Step};
-pub use what_if::{Move, what_if};
+pub use what_if::what_if;
 
 use alloc::collections::BTreeSet;
 use alloc::vec::Vec;

@@ -1,6 +1,6 @@
 //! Which egress IP a policy resolves to, or why to none.
 
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -233,7 +233,7 @@ fn first_addresses(
 
 /// Which parts of an applied policy have no effect: one note per reason, however many destinations there are.
 pub(crate) fn notes(policy: &Policy, resolved: &ResolvedPolicy, internal: &Cover) -> Vec<Note> {
-    let all: Vec<IpNet> = policy.destinations.iter().map(IpNet::trunc).collect();
+    let all: BTreeSet<IpNet> = policy.destinations.iter().map(IpNet::trunc).collect();
     let mut notes = Vec::new();
     let mut note = |reason, which: &dyn Fn(&&IpNet) -> bool, text: &str| {
         let found: Vec<&IpNet> = all.iter().filter(which).collect();

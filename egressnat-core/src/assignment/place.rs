@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 use core::net::IpAddr;
 use ipnet::IpNet;
 
-use super::{Assignment, Stuck, Unassigned};
+use super::{Assignment, Move, Stuck, Unassigned};
 use crate::hash::Map;
 use crate::model::{Health, Node, NodeName, Role};
 
@@ -36,8 +36,8 @@ pub(crate) struct Places {
     subnets: Map<IpNet, Subnet>,
     /// Whether something may be placed better since the last time.
     is_unsettled: bool,
-    /// Floating IPs whose holder, or lack of one, has changed since [`Places::take_changed`].
-    changed: BTreeSet<IpAddr>,
+    /// Who held each floating IP that was touched since [`Places::take_changed`].
+    touched: BTreeMap<IpAddr, Option<NodeName>>,
 }
 
 /// What placement needs to know of a node.
@@ -172,22 +172,21 @@ impl Places {
                 self.hold(address, &name);
             }
             None => {
-                self.holders.insert(address, None);
+                self.set_holder(address, None);
                 self.nowhere.insert(address);
                 self.is_unsettled = true;
             }
         }
-        self.changed.insert(address);
     }
 
     /// Removes a floating IP.
     pub(crate) fn remove(&mut self, address: IpAddr) {
         let holder = self.holders.remove(&address).flatten();
         self.nowhere.remove(&address);
-        if let Some(name) = holder {
+        if let Some(name) = holder.clone() {
             self.let_go(address, &name);
         }
-        self.changed.insert(address);
+        self.touched.entry(address).or_insert(holder);
     }
 
     /// Places what can be placed: first what is nowhere, then what should leave its holder, in the order of addresses.
@@ -200,7 +199,6 @@ impl Places {
             if let Some(name) = self.best(address) {
                 self.nowhere.remove(&address);
                 self.hold(address, &name);
-                self.changed.insert(address);
             }
         }
         let stuck: Vec<IpAddr> = self.stuck.keys().copied().collect();
@@ -211,16 +209,27 @@ impl Places {
             {
                 self.let_go(address, &holder);
                 self.hold(address, &name);
-                self.changed.insert(address);
             }
         }
         // What left made no node open: it was being drained, or holds its capacity now.
         self.is_unsettled = false;
     }
 
-    /// The floating IPs that were added, removed or moved since the last time.
-    pub(crate) fn take_changed(&mut self) -> BTreeSet<IpAddr> {
-        core::mem::take(&mut self.changed)
+    /// The floating IPs that have another holder than the last time.
+    pub(crate) fn take_changed(&mut self) -> Vec<Move> {
+        let touched = core::mem::take(&mut self.touched).into_iter();
+        let moves = touched.map(|(address, from)| Move {
+            to: self.holder(&address).cloned(),
+            address,
+            from,
+        });
+        moves.filter(|moved| moved.from != moved.to).collect()
+    }
+
+    /// Sets who holds `address`.
+    fn set_holder(&mut self, address: IpAddr, holder: Option<NodeName>) {
+        let before = self.holders.insert(address, holder).flatten();
+        self.touched.entry(address).or_insert(before);
     }
 
     /// Who holds `address`.
@@ -294,7 +303,7 @@ impl Places {
 
     fn hold(&mut self, address: IpAddr, name: &NodeName) {
         self.change_held(name, |held| held.insert(address));
-        self.holders.insert(address, Some(name.clone()));
+        self.set_holder(address, Some(name.clone()));
     }
 
     fn let_go(&mut self, address: IpAddr, name: &NodeName) {
@@ -317,9 +326,8 @@ impl Places {
     }
 
     fn lose(&mut self, address: IpAddr) {
-        self.holders.insert(address, None);
+        self.set_holder(address, None);
         self.nowhere.insert(address);
-        self.changed.insert(address);
         self.is_unsettled = true;
     }
 

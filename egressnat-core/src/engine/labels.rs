@@ -33,7 +33,6 @@ pub(super) struct LabelSpace {
     selectors_by_key: Map<Symbol, BTreeSet<SelectorId>>,
     /// Selectors that need no label to be there.
     other_selectors: BTreeSet<SelectorId>,
-    seed: Seed,
 }
 
 #[derive(Debug, Clone)]
@@ -97,7 +96,6 @@ impl LabelSpace {
             selectors_by_pair: Map::with_hasher(seed),
             selectors_by_key: Map::with_hasher(seed),
             other_selectors: BTreeSet::new(),
-            seed,
         }
     }
 
@@ -151,12 +149,12 @@ impl LabelSpace {
     /// The number of a selector, used once more.
     pub(super) fn take_selector(&mut self, selector: &Selector) -> SelectorId {
         let wanted = self.compile(selector);
-        if let Some(id) = self.selector_ids.get(&wanted) {
-            self.selectors[*id].users += 1;
+        if let Some(id) = self.selector_ids.get(&wanted).copied() {
+            self.selectors[id].users += 1;
             for requirement in &wanted {
                 self.give_requirement(requirement);
             }
-            return *id;
+            return id;
         }
         let filed = self.file(&wanted);
         let id = self.selectors.insert(Compiled {
@@ -199,7 +197,11 @@ impl LabelSpace {
                 }
             }
             Filed::ByKey(index) => {
-                remove_from(&mut self.selectors_by_key, &key_of(&selector.wanted[index]), id);
+                remove_from(
+                    &mut self.selectors_by_key,
+                    &key_of(&selector.wanted[index]),
+                    id,
+                );
             }
             Filed::Other => {
                 self.other_selectors.remove(&id);
@@ -268,6 +270,19 @@ impl LabelSpace {
             .map_or(Filed::Other, |(_, filed)| filed)
     }
 
+    /// How many things are kept.
+    #[cfg(test)]
+    pub(super) fn kept(&self) -> usize {
+        self.symbols.len()
+            + self.sets.len()
+            + self.selectors.len()
+            + self.sets_by_pair.len()
+            + self.sets_by_key.len()
+            + self.selectors_by_pair.len()
+            + self.selectors_by_key.len()
+            + self.other_selectors.len()
+    }
+
     /// Whether a selector matches a combination of labels.
     pub(super) fn matches(&self, selector: SelectorId, set: LabelSetId) -> bool {
         let pairs = &self.sets[set].pairs;
@@ -295,39 +310,44 @@ impl LabelSpace {
     /// The combinations of labels that a selector matches.
     pub(super) fn label_sets_for(&self, selector: SelectorId) -> Vec<LabelSetId> {
         let selector = &self.selectors[selector];
-        let by_pair = |pair: &Pair| self.sets_by_pair.get(pair);
-        let lists = |wanted: &Wanted| -> Option<Vec<&BTreeSet<LabelSetId>>> {
-            match wanted {
-                Wanted::In(..) => Some(pairs_of(wanted).filter_map(|p| by_pair(&p)).collect()),
-                Wanted::Exists(key) => Some(self.sets_by_key.get(key).into_iter().collect()),
-                Wanted::NotIn(..) | Wanted::DoesNotExist(_) => None,
-            }
-        };
-        let fewest = selector
-            .wanted
-            .iter()
-            .filter_map(lists)
-            .min_by_key(|lists| lists.iter().map(|list| list.len()).sum::<usize>());
         let is_met = |set: &LabelSetId| {
             let pairs = &self.sets[*set].pairs;
             selector.wanted.iter().all(|wanted| wanted.is_met(pairs))
         };
-        match fewest {
-            Some(lists) => lists.into_iter().flatten().copied().filter(is_met).collect(),
+        match self.candidates(selector) {
+            Some(lists) => lists
+                .into_iter()
+                .flatten()
+                .copied()
+                .filter(is_met)
+                .collect(),
             None => self.sets.iter().map(|(id, _)| id).filter(is_met).collect(),
         }
     }
 
-    /// How many combinations of labels there are.
-    pub(super) fn len(&self) -> usize {
-        self.sets.len()
+    /// How many combinations of labels would have to be looked at to find those that a selector matches.
+    pub(super) fn estimate(&self, selector: SelectorId) -> usize {
+        let candidates = self.candidates(&self.selectors[selector]);
+        candidates.map_or(self.sets.len(), |lists| count(&lists))
+    }
+
+    /// The shortest lists that have every combination of labels that a selector can match; none if only all have.
+    fn candidates(&self, selector: &Compiled) -> Option<Vec<&BTreeSet<LabelSetId>>> {
+        let lists = |wanted: &Wanted| match wanted {
+            Wanted::In(..) => {
+                let by_pair = pairs_of(wanted).filter_map(|pair| self.sets_by_pair.get(&pair));
+                Some(by_pair.collect())
+            }
+            Wanted::Exists(key) => Some(self.sets_by_key.get(key).into_iter().collect()),
+            Wanted::NotIn(..) | Wanted::DoesNotExist(_) => None,
+        };
+        let all = selector.wanted.iter().filter_map(lists);
+        all.min_by_key(|lists: &Vec<_>| count(lists))
     }
 }
 
-impl Default for LabelSpace {
-    fn default() -> Self {
-        Self::new(Seed::default())
-    }
+fn count(lists: &[&BTreeSet<u32>]) -> usize {
+    lists.iter().map(|list| list.len()).sum()
 }
 
 fn key_of(wanted: &Wanted) -> Symbol {

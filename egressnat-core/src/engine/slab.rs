@@ -44,6 +44,10 @@ impl<T> Slab<T> {
         slots.filter_map(|(number, slot)| Some((number, slot.as_ref()?)))
     }
 
+    pub(super) fn has(&self, number: u32) -> bool {
+        self.slots.get(number as usize).is_some_and(Option::is_some)
+    }
+
     pub(super) fn len(&self) -> usize {
         self.slots.len() - self.free.len()
     }

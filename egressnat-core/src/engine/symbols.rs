@@ -52,4 +52,10 @@ impl Symbols {
             self.by_text.remove(&gone.text);
         }
     }
+
+    /// How many texts are kept.
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.texts.len()
+    }
 }

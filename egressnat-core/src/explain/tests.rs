@@ -1,6 +1,6 @@
 use super::*;
 use crate::arbitrary;
-use crate::assignment::assign;
+use crate::assignment::{Move, assign};
 use crate::model::{
     Gateway, GatewayKey, Health, Labels, MasqueradeMatch, Node, NodeName, Policy, Source,
 };

@@ -34,7 +34,7 @@ pub(crate) fn assemble(
 
     let plan = &mut planned.plan;
     let mut overlaps = Overlaps::new();
-    let mut limit = Limit::new(internal_ranges);
+    let mut room = room(internal_ranges);
     let mut refused: BTreeSet<&PolicyName> = BTreeSet::new();
     let mut taken = BTreeSet::new();
     for (set, addresses) in sets {
@@ -42,8 +42,9 @@ pub(crate) fn assemble(
             PolicySetId::EMPTY
         } else {
             let table = tables.remove(&set).unwrap_or_default();
-            let id = set_id(&names(&set), &mut taken);
-            if limit.has_room_for(&table) {
+            let id = free_id(natural_id(names(&set).into_iter()), &mut taken);
+            if let Some(left) = room.checked_sub(table.entries.len()) {
+                room = left;
                 merge_overlaps(&mut overlaps, &table.overlaps);
                 let entries = table.entries.into_iter();
                 plan.destinations
@@ -71,29 +72,10 @@ pub(crate) fn assemble(
     planned
 }
 
-/// How many destinations still fit.
-pub(crate) struct Limit {
-    room: usize,
-}
-
-impl Limit {
-    /// Room is left for the one table that stands for all that do not fit.
-    pub(crate) fn new(internal_ranges: &BTreeSet<IpNet>) -> Self {
-        Self {
-            room: MAX_DESTINATIONS.saturating_sub(internal_ranges.len() + 2),
-        }
-    }
-
-    /// Takes the room of a table, if there is enough.
-    pub(crate) fn has_room_for(&mut self, table: &SetTable) -> bool {
-        match self.room.checked_sub(table.entries.len()) {
-            Some(room) => {
-                self.room = room;
-                true
-            }
-            None => false,
-        }
-    }
+/// How many destinations the tables of all policy sets may have together. Room is left for the one that stands for all that do
+/// not fit.
+pub(crate) fn room(internal_ranges: &BTreeSet<IpNet>) -> usize {
+    MAX_DESTINATIONS.saturating_sub(internal_ranges.len() + 2)
 }
 
 /// What stands for a policy set that does not fit.
@@ -122,22 +104,14 @@ fn refused_finding(node: &NodeName, refused: &BTreeSet<&PolicyName>) -> Option<F
 }
 
 /// The id that a set has unless another set of the node has it too.
-pub(crate) fn natural_id(names: &[&PolicyName]) -> u32 {
-    fnv1a32(
-        names
-            .iter()
-            .flat_map(|name| name.as_str().bytes().chain([0])),
-    )
+pub(crate) fn natural_id<'a>(names: impl Iterator<Item = &'a PolicyName>) -> u32 {
+    fnv1a32(names.flat_map(|name| name.as_str().bytes().chain([0])))
 }
 
 /// The next free id from the natural one, not one of those with a meaning of their own.
-pub(crate) fn free_id(mut id: u32, taken: &mut BTreeSet<u32>) -> PolicySetId {
+fn free_id(mut id: u32, taken: &mut BTreeSet<u32>) -> PolicySetId {
     while id == PolicySetId::EMPTY.0 || id == PolicySetId::CLOSED.0 || !taken.insert(id) {
         id = id.wrapping_add(1);
     }
     PolicySetId(id)
-}
-
-fn set_id(names: &[&PolicyName], taken: &mut BTreeSet<u32>) -> PolicySetId {
-    free_id(natural_id(names), taken)
 }
