@@ -3,10 +3,10 @@
 use std::net::IpAddr;
 
 use arbitrary::Arbitrary;
-use egressnat_core::Snapshot;
 use egressnat_core::model::{
-    Action, Cluster, ClusterKey, EgressSource, Gateway, GatewayKey, GatewayKind, Health, Labels,
-    NamespaceName, Node, NodeName, Pod, PodKey, PodPhase, Policy, Role, Source, Timestamp,
+    Action, Cluster, ClusterKey, EgressSource, Enforcement, Event, Gateway, GatewayKey, GatewayKind,
+    Health, Labels, MasqueradeAction, MasqueradeMatch, MasqueradeRules, NamespaceName, Node,
+    NodeName, Pod, PodKey, PodPhase, Policy, Protocol, Role, Source, Timestamp,
 };
 use egressnat_core::selector::{Operator, Requirement, Selector};
 use ipnet::IpNet;
@@ -19,6 +19,8 @@ pub enum Step {
         subnet: u8,
         control_plane: bool,
         up: bool,
+        draining: bool,
+        capacity: u8,
         address: u8,
     },
     RemoveNode {
@@ -53,9 +55,20 @@ pub enum Step {
         host_network: bool,
         finished: bool,
     },
+    RemovePod {
+        namespace: u8,
+        name: u8,
+    },
+    RemoveNamespace {
+        name: u8,
+    },
+    Masquerade {
+        rules: Vec<((u8, u8, u8), bool, bool)>,
+    },
     Policy {
         name: u8,
         created: u8,
+        best_effort: bool,
         rules: Vec<(Select, Select)>,
         destinations: Vec<(u8, u8, u8)>,
         action: Act,
@@ -64,7 +77,7 @@ pub enum Step {
         name: u8,
     },
     ClusterRange {
-        range: (u8, u8, u8),
+        ranges: Vec<(u8, u8, u8)>,
     },
 }
 
@@ -99,17 +112,29 @@ fn node(n: u8) -> NodeName {
     format!("n{}", n % 8).parse().expect("a node name")
 }
 
+/// The nodes that steps are about.
+pub fn nodes() -> impl Iterator<Item = NodeName> {
+    (0..8).map(node)
+}
+
 fn address(subnet: u8, host: u8) -> IpAddr {
+    if subnet % 16 == 15 {
+        return IpAddr::from([0xfd00, 0, 0, 0, 0, 0, 0, host.into()]);
+    }
     IpAddr::from([192, 168, subnet % 4, host])
 }
 
 fn range((a, b, len): (u8, u8, u8)) -> IpNet {
+    if a % 16 == 15 {
+        let address = IpAddr::from([0x2001, 0xdb8, b.into(), 0, 0, 0, 0, 0]);
+        return IpNet::new(address, len % 129).expect("at most 128");
+    }
     let address = if a & 0x80 == 0 {
         IpAddr::from([8 + a % 4, b % 4, 0, 0])
     } else {
         IpAddr::from([10, b % 4, 0, 0])
     };
-    IpNet::new(address, len % 33).expect("at most 32").trunc()
+    IpNet::new(address, len % 33).expect("at most 32")
 }
 
 fn gateway(kind: bool, n: u8, name: u8) -> GatewayKey {
@@ -152,31 +177,39 @@ fn labels(n: u8) -> Labels {
     }
 }
 
-/// Does one step.
-pub fn take(snapshot: &mut Snapshot, step: Step) {
+fn pod_key(n: u8, name: u8) -> PodKey {
+    PodKey::new(namespace(n), format!("p{}", name % 8).parse().expect("a name"))
+}
+
+/// The event that a step is.
+pub fn event(step: Step) -> Event {
     match step {
         Step::Node {
             name,
             subnet,
             control_plane,
             up,
+            draining,
+            capacity,
             address: host,
         } => {
             let mut made = Node::new(if up { Health::Up } else { Health::Down });
-            made.role = if control_plane {
-                Role::ControlPlane
-            } else {
-                Role::Worker
-            };
+            if control_plane {
+                made.role = Role::ControlPlane;
+            }
+            made.draining = draining;
+            made.capacity = (capacity < 8).then_some(capacity.into());
             made.subnets
-                .insert(IpNet::new(address(subnet, 0), 24).expect("a prefix length"));
-            made.addresses.insert(address(subnet, host));
+                .insert(IpNet::new(address(subnet % 4, 0), 24).expect("a prefix length"));
+            made.subnets
+                .insert(IpNet::new(address(15, 0), 64).expect("a prefix length"));
+            made.addresses.insert(address(subnet % 4, host));
             made.pod_ranges.insert(
                 IpNet::new(IpAddr::from([10, 10, name % 8, 0]), 24).expect("a prefix length"),
             );
-            snapshot.nodes.insert(node(name), made);
+            Event::Node(node(name), Some(made))
         }
-        Step::RemoveNode { name } => drop(snapshot.nodes.remove(&node(name))),
+        Step::RemoveNode { name } => Event::Node(node(name), None),
         Step::Gateway {
             namespace: n,
             name,
@@ -184,19 +217,16 @@ pub fn take(snapshot: &mut Snapshot, step: Step) {
             created,
             addresses,
         } => {
-            let mut made = Gateway::new(
-                addresses
-                    .into_iter()
-                    .map(|(subnet, host)| address(subnet, host)),
-            );
+            let addresses = addresses.into_iter();
+            let mut made = Gateway::new(addresses.map(|(subnet, host)| address(subnet, host)));
             made.created = Timestamp(created.into());
-            snapshot.gateways.insert(gateway(anthos, n, name), made);
+            Event::Gateway(gateway(anthos, n, name), Some(made))
         }
         Step::RemoveGateway {
             namespace: n,
             name,
             anthos,
-        } => drop(snapshot.gateways.remove(&gateway(anthos, n, name))),
+        } => Event::Gateway(gateway(anthos, n, name), None),
         Step::Cluster {
             namespace: n,
             enabled,
@@ -205,17 +235,14 @@ pub fn take(snapshot: &mut Snapshot, step: Step) {
                 namespace: namespace(n),
                 name: "cluster".parse().expect("a name"),
             };
-            snapshot.clusters.insert(
-                key,
-                Cluster {
-                    advanced_networking: enabled,
-                    ..Cluster::default()
-                },
-            );
+            let cluster = Cluster {
+                advanced_networking: enabled,
+                ..Cluster::default()
+            };
+            Event::Cluster(key, Some(cluster))
         }
-        Step::Namespace { name, label } => {
-            drop(snapshot.namespaces.insert(namespace(name), labels(label)))
-        }
+        Step::Namespace { name, label } => Event::Namespace(namespace(name), Some(labels(label))),
+        Step::RemoveNamespace { name } => Event::Namespace(namespace(name), None),
         Step::Pod {
             namespace: n,
             name,
@@ -226,26 +253,24 @@ pub fn take(snapshot: &mut Snapshot, step: Step) {
             finished,
         } => {
             let mut pod = Pod::new(node(on));
+            let v4 = |host: u8| IpAddr::from([10, 10, on % 8, host]);
+            let v6 = |host: u8| IpAddr::from([0xfd10, 0, 0, 0, 0, 0, 0, host.into()]);
             pod.ips = addresses
                 .into_iter()
-                .map(|host| IpAddr::from([10, 10, on % 8, host]))
+                .map(|host| if host % 8 == 7 { v6(host) } else { v4(host) })
                 .collect();
             pod.labels = labels(label);
             pod.host_network = host_network;
-            pod.phase = if finished {
-                PodPhase::Finished
-            } else {
-                PodPhase::Active
-            };
-            let key = PodKey::new(
-                namespace(n),
-                format!("p{}", name % 8).parse().expect("a name"),
-            );
-            snapshot.pods.insert(key, pod);
+            if finished {
+                pod.phase = PodPhase::Finished;
+            }
+            Event::Pod(pod_key(n, name), Some(pod))
         }
+        Step::RemovePod { namespace: n, name } => Event::Pod(pod_key(n, name), None),
         Step::Policy {
             name,
             created,
+            best_effort,
             rules,
             destinations,
             action,
@@ -268,15 +293,40 @@ pub fn take(snapshot: &mut Snapshot, step: Step) {
                 sources: rules.iter().map(rule).collect(),
                 destinations: destinations.into_iter().map(range).collect(),
                 action,
+                enforcement: if best_effort {
+                    Enforcement::BestEffort
+                } else {
+                    Enforcement::Strict
+                },
             };
-            snapshot
-                .policies
-                .insert(format!("e{}", name % 6).parse().expect("a name"), policy);
+            let name = format!("e{}", name % 6).parse().expect("a name");
+            Event::Policy(name, Some(policy))
         }
         Step::RemovePolicy { name } => {
             let name = format!("e{}", name % 6).parse().expect("a name");
-            snapshot.policies.remove(&name);
+            Event::Policy(name, None)
         }
-        Step::ClusterRange { range: given } => drop(snapshot.cluster_ranges.insert(range(given))),
+        Step::ClusterRange { ranges } => Event::ClusterRanges(ranges.into_iter().map(range).collect()),
+        Step::Masquerade { rules } => {
+            let rule = |(destination, is_tcp, keeps): ((u8, u8, u8), bool, bool)| {
+                let rule = MasqueradeMatch {
+                    protocol: is_tcp.then_some(Protocol::TCP),
+                    ..MasqueradeMatch::to(range(destination))
+                };
+                let action = if keeps {
+                    MasqueradeAction::Keep
+                } else {
+                    MasqueradeAction::Masquerade
+                };
+                (rule, action)
+            };
+            Event::Masquerade(MasqueradeRules {
+                rules: rules.into_iter().map(rule).collect(),
+            })
+        }
     }
 }
+
+/// Nodes, controllers and a store in virtual time: the simulator of the core's own tests.
+#[path = "../egressnat-core/tests/ownership/simulator.rs"]
+pub mod simulator;

@@ -21,7 +21,6 @@ mod labels;
 mod membership;
 mod node;
 mod resolution;
-mod slab;
 mod symbols;
 
 pub use cluster::ClusterEngine;

@@ -1,6 +1,6 @@
 //! Which gateway groups are effective, and which floating IPs each of them owns.
 
-use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::collections::BTreeMap;
 use alloc::format;
 use alloc::vec::Vec;
 use core::fmt;
@@ -8,7 +8,7 @@ use core::net::IpAddr;
 
 use crate::cidr::is_usable_source;
 use crate::finding::{Finding, Reason, Subject};
-use crate::hash::fnv1a32;
+use crate::hash::{Map, fnv1a32};
 use crate::model::{Gateway, GatewayKey, NamespaceName, NodeName, Snapshot};
 
 /// The namespace in which gateway groups are effective (E7).
@@ -68,18 +68,20 @@ pub fn effective_gateways(snapshot: &Snapshot) -> EffectiveGateways {
     place_in_system_namespace(snapshot, &mut effective);
     give_addresses(snapshot, &mut effective);
     effective.findings.sort();
+    // An address that stands twice in a group is told once.
+    effective.findings.dedup();
     effective
 }
 
 fn place_in_system_namespace(snapshot: &Snapshot, effective: &mut EffectiveGateways) {
-    let mut natives = BTreeMap::new();
+    let mut natives = Vec::new();
     let mut originals = Vec::new();
     for (key, gateway) in &snapshot.gateways {
         match &gateway.mirror_of {
             // A copy says nothing of its own: it is made anew from the original.
             Some(_) => {}
             None if key.namespace.as_str() == SYSTEM_NAMESPACE => {
-                natives.insert(key.clone(), gateway.clone());
+                natives.push((key.clone(), gateway.clone()));
             }
             None if is_switched_on(snapshot, &key.namespace) => originals.push((key, gateway)),
             None => effective.findings.push(Finding::new(
@@ -94,7 +96,7 @@ fn place_in_system_namespace(snapshot: &Snapshot, effective: &mut EffectiveGatew
             )),
         }
     }
-    effective.gateways = natives;
+    effective.gateways = natives.into_iter().collect();
     // Oldest first, so that the older of two originals with one name gets it.
     originals.sort_by_key(|(key, gateway)| (gateway.created, *key));
     for (key, gateway) in originals {
@@ -132,22 +134,23 @@ fn is_switched_on(snapshot: &Snapshot, namespace: &NamespaceName) -> bool {
 }
 
 fn give_addresses(snapshot: &Snapshot, effective: &mut EffectiveGateways) {
-    let hosts: BTreeMap<IpAddr, &NodeName> = snapshot
+    let hosts: Map<IpAddr, &NodeName> = snapshot
         .nodes
         .iter()
         .flat_map(|(name, node)| node.addresses.iter().map(move |address| (*address, name)))
         .collect();
     let mut by_age: Vec<_> = effective.gateways.iter().collect();
     by_age.sort_by_key(|(key, gateway)| (gateway.created, *key));
-    let mut ids: BTreeMap<EgressId, IpAddr> = BTreeMap::new();
+    let mut ids: Map<EgressId, IpAddr> = Map::default();
+    let mut owners: Map<IpAddr, &GatewayKey> = Map::default();
     for (key, gateway) in by_age {
         let mut refuse = |reason, message| {
             let finding = Finding::new(Subject::Gateway(key.clone()), reason, message);
             effective.findings.push(finding);
         };
-        let mut seen = BTreeSet::new();
         for &address in &gateway.floating_ips {
-            if !seen.insert(address) {
+            let owner = owners.get(&address).copied();
+            if owner == Some(key) {
                 continue;
             }
             if !is_usable_source(address) {
@@ -158,7 +161,7 @@ fn give_addresses(snapshot: &Snapshot, effective: &mut EffectiveGateways) {
                          network, an IPv4 address in IPv4 form"
                     ),
                 );
-            } else if let Some(owner) = effective.owners.get(&address) {
+            } else if let Some(owner) = owner {
                 refuse(
                     Reason::DuplicateFloatingIp,
                     format!(
@@ -182,10 +185,14 @@ fn give_addresses(snapshot: &Snapshot, effective: &mut EffectiveGateways) {
                 );
             } else {
                 ids.insert(EgressId::of(address), address);
-                effective.owners.insert(address, key.clone());
+                owners.insert(address, key);
             }
         }
     }
+    let owners = owners
+        .into_iter()
+        .map(|(address, key)| (address, key.clone()));
+    effective.owners = owners.collect();
 }
 
 #[cfg(test)]

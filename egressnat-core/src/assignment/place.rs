@@ -8,6 +8,7 @@ use ipnet::IpNet;
 use super::{Assignment, Move, Stuck, Unassigned};
 use crate::hash::Map;
 use crate::model::{Health, Node, NodeName, Role};
+use crate::slab::Slab;
 
 /// Where a floating IP is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,9 +26,10 @@ pub(crate) enum Placement {
 /// After [`Places::settle`] the guarantees of the module hold. All other methods only note what has changed.
 #[derive(Debug, Default)]
 pub(crate) struct Places {
-    nodes: Map<NodeName, Place>,
+    nodes: Map<NodeName, NodeId>,
+    places: Slab<Place>,
     /// Floating IP → holder.
-    holders: BTreeMap<IpAddr, Option<NodeName>>,
+    holders: BTreeMap<IpAddr, Option<NodeId>>,
     /// Floating IPs without a holder.
     nowhere: BTreeSet<IpAddr>,
     /// Floating IPs that should leave their holder.
@@ -36,19 +38,23 @@ pub(crate) struct Places {
     subnets: Map<IpNet, Subnet>,
     /// Whether something may be placed better since the last time.
     is_unsettled: bool,
-    /// Who held each floating IP that was touched since [`Places::take_changed`].
-    touched: BTreeMap<IpAddr, Option<NodeName>>,
+    /// Who held each floating IP that was touched since [`Places::take_changed`]; none while nobody asks.
+    touched: Option<BTreeMap<IpAddr, Option<NodeName>>>,
 }
+
+type NodeId = u32;
 
 /// What placement needs to know of a node.
 #[derive(Debug, Clone)]
 struct Place {
+    name: NodeName,
     role: Role,
     health: Health,
     draining: bool,
     capacity: Option<usize>,
     subnets: Vec<IpNet>,
-    held: BTreeSet<IpAddr>,
+    /// In order.
+    held: Vec<IpAddr>,
 }
 
 impl Place {
@@ -63,12 +69,17 @@ impl Place {
             && self.capacity.is_none_or(|most| self.held.len() < most)
     }
 
-    fn rank(&self, name: &NodeName) -> Rank {
+    fn rank(&self) -> Rank {
         Rank {
             role: self.role,
             holds: self.held.len(),
-            name: name.clone(),
+            name: self.name.clone(),
         }
+    }
+
+    fn has_stuck(&self) -> bool {
+        !self.held.is_empty()
+            && (self.draining || self.capacity.is_some_and(|most| self.held.len() > most))
     }
 
     /// Those of its floating IPs that should leave it.
@@ -110,54 +121,91 @@ struct Subnet {
 }
 
 impl Places {
+    /// From now on notes what changes, for [`Places::take_changed`].
+    pub(crate) fn note_changes(&mut self) {
+        self.touched = Some(BTreeMap::new());
+    }
+
     /// Adds or replaces a node.
     pub(crate) fn set_node(&mut self, name: &NodeName, node: &Node) {
         let mut subnets: Vec<IpNet> = node.subnets.iter().map(IpNet::trunc).collect();
         subnets.dedup();
         let place = Place {
+            name: name.clone(),
             role: node.role,
             health: node.health,
             draining: node.draining,
             capacity: node.capacity,
             subnets,
-            held: BTreeSet::new(),
+            held: Vec::new(),
         };
-        self.replace_node(name, Some(place));
-    }
-
-    /// Removes a node.
-    pub(crate) fn remove_node(&mut self, name: &NodeName) {
-        self.replace_node(name, None);
-    }
-
-    fn replace_node(&mut self, name: &NodeName, place: Option<Place>) {
-        let before = self.nodes.remove(name);
-        if let Some(before) = &before {
-            self.count(before, Sign::Minus);
-            self.list(name, before, Sign::Minus);
-        }
-        let held = before.map(|place| place.held).unwrap_or_default();
-        for address in &held {
-            self.stuck.remove(address);
-        }
-        let Some(mut place) = place else {
-            for address in held {
-                self.lose(address);
+        let id = match self.nodes.get(name) {
+            Some(id) => *id,
+            None => {
+                self.count(&place, Sign::Plus);
+                self.list(&place, Sign::Plus);
+                self.is_unsettled |= place.is_open();
+                let id = self.places.insert(place);
+                self.nodes.insert(name.clone(), id);
+                return;
             }
-            return;
         };
-        for address in held {
-            if place.is_eligible(address) {
-                place.held.insert(address);
+        self.count(&place, Sign::Plus);
+        let before = self.unlisted(id, |known| core::mem::replace(known, place));
+        self.count(&before, Sign::Minus);
+        for address in before.held {
+            if self.places[id].is_eligible(address) {
+                self.change_held(id, address, Sign::Plus);
             } else {
                 self.lose(address);
             }
         }
-        self.stuck.extend(place.stuck());
-        self.count(&place, Sign::Plus);
-        self.list(name, &place, Sign::Plus);
+    }
+
+    /// Removes a node.
+    pub(crate) fn remove_node(&mut self, name: &NodeName) {
+        let Some(id) = self.nodes.remove(name) else {
+            return;
+        };
+        let held = self.unlisted(id, |place| core::mem::take(&mut place.held));
+        for address in held {
+            self.lose(address);
+        }
+        if let Some(place) = self.places.remove(id) {
+            self.list(&place, Sign::Minus);
+            self.count(&place, Sign::Minus);
+        }
+    }
+
+    /// Changes a place, while nothing else that is kept about it is in the way.
+    fn unlisted<T>(&mut self, id: NodeId, change: impl FnOnce(&mut Place) -> T) -> T {
+        let place = &self.places[id];
+        if place.has_stuck() {
+            for (address, _) in place.stuck() {
+                self.stuck.remove(&address);
+            }
+        }
+        list(&mut self.subnets, place, Sign::Minus);
+        let place = &mut self.places[id];
+        let changed = change(place);
+        if place.has_stuck() {
+            self.stuck.extend(place.stuck());
+        }
+        list(&mut self.subnets, place, Sign::Plus);
         self.is_unsettled |= place.is_open() || !self.stuck.is_empty();
-        self.nodes.insert(name.clone(), place);
+        changed
+    }
+
+    fn change_held(&mut self, id: NodeId, address: IpAddr, sign: Sign) {
+        self.unlisted(id, |place| {
+            match (place.held.binary_search(&address), sign) {
+                (Err(position), Sign::Plus) => place.held.insert(position, address),
+                (Ok(position), Sign::Minus) => {
+                    place.held.remove(position);
+                }
+                (Ok(_), Sign::Plus) | (Err(_), Sign::Minus) => {}
+            }
+        });
     }
 
     /// Adds a floating IP, on the node that has it already if that is eligible.
@@ -165,12 +213,9 @@ impl Places {
         if self.holders.contains_key(&address) {
             return;
         }
-        let holder = previous.and_then(|name| self.nodes.get_key_value(name));
-        match holder.filter(|(_, place)| place.is_eligible(address)) {
-            Some((name, _)) => {
-                let name = name.clone();
-                self.hold(address, &name);
-            }
+        let holder = previous.and_then(|name| self.nodes.get(name)).copied();
+        match holder.filter(|id| self.places[*id].is_eligible(address)) {
+            Some(id) => self.hold(address, id),
             None => {
                 self.set_holder(address, None);
                 self.nowhere.insert(address);
@@ -183,10 +228,10 @@ impl Places {
     pub(crate) fn remove(&mut self, address: IpAddr) {
         let holder = self.holders.remove(&address).flatten();
         self.nowhere.remove(&address);
-        if let Some(name) = holder.clone() {
-            self.let_go(address, &name);
+        self.note(address, holder);
+        if let Some(id) = holder {
+            self.change_held(id, address, Sign::Minus);
         }
-        self.touched.entry(address).or_insert(holder);
     }
 
     /// Places what can be placed: first what is nowhere, then what should leave its holder, in the order of addresses.
@@ -196,19 +241,19 @@ impl Places {
         }
         let nowhere: Vec<IpAddr> = self.nowhere.iter().copied().collect();
         for address in nowhere {
-            if let Some(name) = self.best(address) {
+            if let Some(id) = self.best(address) {
                 self.nowhere.remove(&address);
-                self.hold(address, &name);
+                self.hold(address, id);
             }
         }
         let stuck: Vec<IpAddr> = self.stuck.keys().copied().collect();
         for address in stuck {
             // Its node is not open, so the best one is another.
-            if let Some(name) = self.best(address)
-                && let Some(holder) = self.holders.get(&address).cloned().flatten()
+            if let Some(id) = self.best(address)
+                && let Some(holder) = self.holders.get(&address).copied().flatten()
             {
-                self.let_go(address, &holder);
-                self.hold(address, &name);
+                self.change_held(holder, address, Sign::Minus);
+                self.hold(address, id);
             }
         }
         // What left made no node open: it was being drained, or holds its capacity now.
@@ -217,7 +262,10 @@ impl Places {
 
     /// The floating IPs that have another holder than the last time.
     pub(crate) fn take_changed(&mut self) -> Vec<Move> {
-        let touched = core::mem::take(&mut self.touched).into_iter();
+        let Some(touched) = &mut self.touched else {
+            return Vec::new();
+        };
+        let touched = core::mem::take(touched).into_iter();
         let moves = touched.map(|(address, from)| Move {
             to: self.holder(&address).cloned(),
             address,
@@ -226,15 +274,24 @@ impl Places {
         moves.filter(|moved| moved.from != moved.to).collect()
     }
 
+    /// Remembers who held `address` before it was touched.
+    fn note(&mut self, address: IpAddr, before: Option<NodeId>) {
+        if let Some(touched) = &mut self.touched {
+            let name = before.map(|id| self.places[id].name.clone());
+            touched.entry(address).or_insert(name);
+        }
+    }
+
     /// Sets who holds `address`.
-    fn set_holder(&mut self, address: IpAddr, holder: Option<NodeName>) {
+    fn set_holder(&mut self, address: IpAddr, holder: Option<NodeId>) {
         let before = self.holders.insert(address, holder).flatten();
-        self.touched.entry(address).or_insert(before);
+        self.note(address, before);
     }
 
     /// Who holds `address`.
     pub(crate) fn holder(&self, address: &IpAddr) -> Option<&NodeName> {
-        self.holders.get(address)?.as_ref()
+        let id = self.holders.get(address).copied().flatten()?;
+        Some(&self.places[id].name)
     }
 
     /// Everything that is held.
@@ -242,7 +299,7 @@ impl Places {
         let held = self
             .holders
             .iter()
-            .filter_map(|(address, holder)| Some((*address, holder.clone()?)));
+            .filter_map(|(address, holder)| Some((*address, self.places[(*holder)?].name.clone())));
         Assignment {
             nodes: held.collect(),
         }
@@ -279,50 +336,28 @@ impl Places {
     }
 
     /// The best open node for `address`.
-    fn best(&mut self, address: IpAddr) -> Option<NodeName> {
-        let mut best: Option<&Rank> = None;
+    fn best(&mut self, address: IpAddr) -> Option<NodeId> {
         for range in around(address) {
             let Some(subnet) = self.subnets.get_mut(&range) else {
                 continue;
             };
             if subnet.open.is_none() {
-                let nodes = self.nodes.iter().filter(|(_, place)| place.is_open());
-                let members = nodes.filter(|(_, place)| place.subnets.contains(&range));
-                subnet.open = Some(members.map(|(name, place)| place.rank(name)).collect());
+                let members = self.places.iter().map(|(_, place)| place);
+                let members =
+                    members.filter(|place| place.is_open() && place.subnets.contains(&range));
+                subnet.open = Some(members.map(Place::rank).collect());
             }
         }
-        for subnet in self.subnets_of(address) {
-            let first = subnet.open.as_ref().and_then(|open| open.first());
-            best = match (best, first) {
-                (Some(best), Some(first)) => Some(best.min(first)),
-                (best, first) => best.or(first),
-            };
-        }
-        best.map(|rank| rank.name.clone())
+        let open = self
+            .subnets_of(address)
+            .filter_map(|subnet| subnet.open.as_ref());
+        let best = open.filter_map(BTreeSet::first).min()?;
+        self.nodes.get(&best.name).copied()
     }
 
-    fn hold(&mut self, address: IpAddr, name: &NodeName) {
-        self.change_held(name, |held| held.insert(address));
-        self.set_holder(address, Some(name.clone()));
-    }
-
-    fn let_go(&mut self, address: IpAddr, name: &NodeName) {
-        self.change_held(name, |held| held.remove(&address));
-    }
-
-    fn change_held(&mut self, name: &NodeName, change: impl FnOnce(&mut BTreeSet<IpAddr>) -> bool) {
-        let Some(mut place) = self.nodes.remove(name) else {
-            return;
-        };
-        self.list(name, &place, Sign::Minus);
-        for (address, _) in place.stuck() {
-            self.stuck.remove(&address);
-        }
-        change(&mut place.held);
-        self.stuck.extend(place.stuck());
-        self.list(name, &place, Sign::Plus);
-        self.is_unsettled |= place.is_open() || !self.stuck.is_empty();
-        self.nodes.insert(name.clone(), place);
+    fn hold(&mut self, address: IpAddr, id: NodeId) {
+        self.change_held(id, address, Sign::Plus);
+        self.set_holder(address, Some(id));
     }
 
     fn lose(&mut self, address: IpAddr) {
@@ -345,22 +380,23 @@ impl Places {
         }
     }
 
-    /// Keeps a node in the lists of open nodes, where they were made already.
-    fn list(&mut self, name: &NodeName, place: &Place, sign: Sign) {
-        if !place.is_open() {
-            return;
-        }
-        for range in &place.subnets {
-            if let Some(open) = self
-                .subnets
-                .get_mut(range)
-                .and_then(|subnet| subnet.open.as_mut())
-            {
-                match sign {
-                    Sign::Plus => open.insert(place.rank(name)),
-                    Sign::Minus => open.remove(&place.rank(name)),
-                };
-            }
+    fn list(&mut self, place: &Place, sign: Sign) {
+        list(&mut self.subnets, place, sign);
+    }
+}
+
+/// Keeps a node in the lists of open nodes, where they were made already.
+fn list(subnets: &mut Map<IpNet, Subnet>, place: &Place, sign: Sign) {
+    if !place.is_open() {
+        return;
+    }
+    for range in &place.subnets {
+        let subnet = subnets.get_mut(range);
+        if let Some(open) = subnet.and_then(|subnet| subnet.open.as_mut()) {
+            match sign {
+                Sign::Plus => open.insert(place.rank()),
+                Sign::Minus => open.remove(&place.rank()),
+            };
         }
     }
 }

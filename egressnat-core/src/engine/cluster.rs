@@ -40,7 +40,7 @@ impl ClusterEngine {
             engine.places.add(*address, previous);
         }
         engine.places.settle();
-        engine.places.take_changed();
+        engine.places.note_changes();
         engine
     }
 

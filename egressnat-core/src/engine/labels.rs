@@ -4,11 +4,11 @@ use alloc::boxed::Box;
 use alloc::collections::BTreeSet;
 use alloc::vec::Vec;
 
-use super::slab::Slab;
 use super::symbols::{Symbol, Symbols};
 use crate::hash::{Map, Seed};
 use crate::model::Labels;
 use crate::selector::{Operator, Selector};
+use crate::slab::Slab;
 
 /// A combination of labels that some object has.
 pub(super) type LabelSetId = u32;
@@ -325,10 +325,12 @@ impl LabelSpace {
         }
     }
 
-    /// How many combinations of labels would have to be looked at to find those that a selector matches.
-    pub(super) fn estimate(&self, selector: SelectorId) -> usize {
+    /// Which share of all combinations of labels has to be looked at to find those that a selector matches, in millionths.
+    pub(super) fn share(&self, selector: SelectorId) -> usize {
+        let all = self.sets.len();
         let candidates = self.candidates(&self.selectors[selector]);
-        candidates.map_or(self.sets.len(), |lists| count(&lists))
+        let candidates = candidates.map_or(all, |lists| count(&lists));
+        candidates.saturating_mul(1_000_000) / all.max(1)
     }
 
     /// The shortest lists that have every combination of labels that a selector can match; none if only all have.

@@ -1,19 +1,22 @@
 //! Which policies select which pods (E10), kept up to date.
 
+mod classes;
+
 use alloc::boxed::Box;
 use alloc::collections::BTreeSet;
 use alloc::vec::Vec;
 
 use super::labels::{LabelSetId, LabelSpace, SelectorId};
-use super::slab::Slab;
 use crate::hash::{Map, Seed};
 use crate::model::{
     Labels, Name, NamespaceName, NodeName, Pod, PodKey, PodPhase, Policy, PolicyName,
 };
+use crate::slab::Slab;
 
 type NamespaceId = u32;
 type ClassId = u32;
 type PodId = u32;
+type NodeId = u32;
 type PolicyId = u32;
 type RuleId = u32;
 
@@ -51,6 +54,8 @@ pub struct Membership {
     classes_by_labels: Map<LabelSetId, BTreeSet<ClassId>>,
     pods: Slab<PodRecord>,
     pod_ids: Map<(NamespaceId, Name), PodId>,
+    nodes: Slab<NodeRecord>,
+    node_ids: Map<NodeName, NodeId>,
     policies: Slab<PolicyRecord>,
     policy_ids: Map<PolicyName, PolicyId>,
     rules: Slab<Rule>,
@@ -81,6 +86,26 @@ struct Class {
     labels: LabelSetId,
     set: SetId,
     pods: Vec<PodId>,
+    /// How many of them each node has, in order of nodes.
+    nodes: Vec<(NodeId, u32)>,
+}
+
+impl Class {
+    fn count(&mut self, node: NodeId) {
+        match self.nodes.binary_search_by_key(&node, |(node, _)| *node) {
+            Ok(position) => self.nodes[position].1 += 1,
+            Err(position) => self.nodes.insert(position, (node, 1)),
+        }
+    }
+
+    fn discount(&mut self, node: NodeId) {
+        if let Ok(position) = self.nodes.binary_search_by_key(&node, |(node, _)| *node) {
+            self.nodes[position].1 -= 1;
+            if self.nodes[position].1 == 0 {
+                self.nodes.remove(position);
+            }
+        }
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -89,7 +114,13 @@ struct PodRecord {
     class: ClassId,
     /// Its place in the class.
     position: u32,
-    node: NodeName,
+    node: NodeId,
+}
+
+#[derive(Debug, Clone)]
+struct NodeRecord {
+    name: NodeName,
+    pods: u32,
 }
 
 #[derive(Debug, Clone)]
@@ -131,6 +162,8 @@ impl Membership {
             classes_by_labels: Map::with_hasher(seed),
             pods: Slab::default(),
             pod_ids: Map::with_hasher(seed),
+            nodes: Slab::default(),
+            node_ids: Map::with_hasher(seed),
             policies: Slab::default(),
             policy_ids: Map::with_hasher(seed),
             rules: Slab::default(),
@@ -159,41 +192,65 @@ impl Membership {
     fn put_pod(&mut self, key: &PodKey, pod: &Pod) -> SelectedBy {
         let namespace = self.namespace(&key.namespace);
         let labels = self.pod_labels.take_labels(&pod.labels);
+        let node = self.take_node(&pod.node);
         let known = self.pod_ids.get(&(namespace, key.name.clone())).copied();
-        if let Some(id) = known {
-            let class = self.pods[id].class;
-            let set = self.classes[class].set;
-            if self.classes[class].labels == labels {
-                self.pod_labels.give_labels(labels);
-                if self.pods[id].node != pod.node {
-                    self.pods[id].node = pod.node.clone();
-                }
-                return SelectedBy {
-                    before: Some(set),
-                    after: Some(set),
-                };
-            }
-            let class = self.class(namespace, labels);
-            self.leave(id);
-            self.pods[id].node = pod.node.clone();
+        let class = self.class(namespace, labels);
+        let after = Some(self.classes[class].set);
+        let Some(id) = known else {
+            let record = PodRecord {
+                name: key.name.clone(),
+                class,
+                position: 0,
+                node,
+            };
+            let id = self.pods.insert(record);
+            self.pod_ids.insert((namespace, key.name.clone()), id);
             self.join(id, class);
             return SelectedBy {
-                before: Some(set),
-                after: Some(self.classes[class].set),
+                before: None,
+                after,
             };
+        };
+        let before = Some(self.classes[self.pods[id].class].set);
+        let PodRecord {
+            class: old_class,
+            node: old_node,
+            ..
+        } = self.pods[id];
+        if old_class == class {
+            self.pod_labels.give_labels(labels);
+            self.classes[class].discount(old_node);
+            self.classes[class].count(node);
+            self.pods[id].node = node;
+            self.give_node(old_node);
+        } else {
+            self.leave(id);
+            self.pods[id].node = node;
+            self.join(id, class);
         }
-        let class = self.class(namespace, labels);
-        let id = self.pods.insert(PodRecord {
-            name: key.name.clone(),
-            class,
-            position: 0,
-            node: pod.node.clone(),
+        SelectedBy { before, after }
+    }
+
+    fn take_node(&mut self, name: &NodeName) -> NodeId {
+        if let Some(id) = self.node_ids.get(name) {
+            self.nodes[*id].pods += 1;
+            return *id;
+        }
+        let id = self.nodes.insert(NodeRecord {
+            name: name.clone(),
+            pods: 1,
         });
-        self.pod_ids.insert((namespace, key.name.clone()), id);
-        self.join(id, class);
-        SelectedBy {
-            before: None,
-            after: Some(self.classes[class].set),
+        self.node_ids.insert(name.clone(), id);
+        id
+    }
+
+    fn give_node(&mut self, id: NodeId) {
+        let node = &mut self.nodes[id];
+        node.pods -= 1;
+        if node.pods == 0
+            && let Some(gone) = self.nodes.remove(id)
+        {
+            self.node_ids.remove(&gone.name);
         }
     }
 
@@ -313,23 +370,40 @@ impl Membership {
 
     /// The pods that a policy selects, with their nodes.
     pub fn pods_of(&self, policy: &PolicyName) -> impl Iterator<Item = (PodKey, &NodeName)> {
-        let id = self.policy_ids.get(policy);
-        let classes: BTreeSet<ClassId> = match id {
-            None => BTreeSet::new(),
-            Some(id) if self.for_all.contains(id) => {
-                self.classes.iter().map(|(class, _)| class).collect()
-            }
-            Some(id) => {
-                let rules = self.policies[*id].rules.iter();
-                rules.flat_map(|rule| self.classes_for(*rule)).collect()
-            }
-        };
-        classes.into_iter().flat_map(|class| self.pods_in(class))
+        let classes = self.classes_of(policy).into_iter();
+        classes.flat_map(|class| self.pods_in(class))
     }
 
-    /// The nodes with pods that a policy selects.
-    pub fn nodes_of(&self, policy: &PolicyName) -> BTreeSet<&NodeName> {
-        self.pods_of(policy).map(|(_, node)| node).collect()
+    /// The nodes with pods that a policy selects, each once.
+    pub fn nodes_of(&self, policy: &PolicyName) -> Vec<&NodeName> {
+        let classes = self.classes_of(policy);
+        let counts = classes.iter().flat_map(|class| &self.classes[*class].nodes);
+        let mut nodes: Vec<NodeId> = counts.map(|(node, _)| *node).collect();
+        // Those of one class are in order already, and each is there once.
+        if classes.len() > 1 {
+            nodes.sort_unstable();
+            nodes.dedup();
+        }
+        nodes.iter().map(|node| &self.nodes[*node].name).collect()
+    }
+
+    fn classes_of(&self, policy: &PolicyName) -> Vec<ClassId> {
+        let Some(id) = self.policy_ids.get(policy) else {
+            return Vec::new();
+        };
+        if self.for_all.contains(id) {
+            return self.classes.iter().map(|(class, _)| class).collect();
+        }
+        let rules = &self.policies[*id].rules;
+        let mut classes: Vec<ClassId> = rules
+            .iter()
+            .flat_map(|rule| self.classes_for(*rule))
+            .collect();
+        if rules.len() > 1 {
+            classes.sort_unstable();
+            classes.dedup();
+        }
+        classes
     }
 
     /// How many pods there are.
@@ -350,6 +424,7 @@ impl Membership {
             + self.namespaces.len()
             + self.classes.len()
             + self.pods.len()
+            + self.nodes.len()
             + self.policies.len()
             + self.rules.len()
             + self.for_all.len()
@@ -375,249 +450,9 @@ impl Membership {
         let namespace = &self.namespaces[class.namespace].name;
         class.pods.iter().map(|id| {
             let pod = &self.pods[*id];
-            (PodKey::new(namespace.clone(), pod.name.clone()), &pod.node)
+            let key = PodKey::new(namespace.clone(), pod.name.clone());
+            (key, &self.nodes[pod.node].name)
         })
-    }
-
-    fn namespace(&mut self, name: &NamespaceName) -> NamespaceId {
-        if let Some(id) = self.namespace_ids.get(name) {
-            return *id;
-        }
-        let id = self.namespaces.insert(Namespace {
-            name: name.clone(),
-            labels: None,
-            classes: BTreeSet::new(),
-        });
-        self.namespace_ids.insert(name.clone(), id);
-        id
-    }
-
-    fn forget_namespace(&mut self, id: NamespaceId) {
-        let namespace = &self.namespaces[id];
-        if namespace.labels.is_none()
-            && namespace.classes.is_empty()
-            && let Some(gone) = self.namespaces.remove(id)
-        {
-            self.namespace_ids.remove(&gone.name);
-        }
-    }
-
-    /// The class of pods with these labels, made if it is the first one.
-    fn class(&mut self, namespace: NamespaceId, labels: LabelSetId) -> ClassId {
-        if let Some(id) = self.class_ids.get(&(namespace, labels)) {
-            return *id;
-        }
-        let rules = self.rules_for(namespace, labels);
-        let set = self.take_set(rules);
-        let id = self.classes.insert(Class {
-            namespace,
-            labels,
-            set,
-            pods: Vec::new(),
-        });
-        self.class_ids.insert((namespace, labels), id);
-        self.classes_by_labels.entry(labels).or_default().insert(id);
-        self.namespaces[namespace].classes.insert(id);
-        id
-    }
-
-    fn join(&mut self, pod: PodId, class: ClassId) {
-        let pods = &mut self.classes[class].pods;
-        let position = u32::try_from(pods.len()).expect("pods have 32-bit numbers");
-        pods.push(pod);
-        let record = &mut self.pods[pod];
-        record.class = class;
-        record.position = position;
-    }
-
-    /// Takes a pod out of its class, and the class away if it was the last one.
-    fn leave(&mut self, pod: PodId) {
-        let PodRecord {
-            class: id,
-            position,
-            ..
-        } = self.pods[pod];
-        let class = &mut self.classes[id];
-        class.pods.swap_remove(position as usize);
-        if let Some(moved) = class.pods.get(position as usize) {
-            self.pods[*moved].position = position;
-        }
-        let labels = class.labels;
-        if class.pods.is_empty()
-            && let Some(class) = self.classes.remove(id)
-        {
-            self.class_ids.remove(&(class.namespace, labels));
-            remove_from(&mut self.classes_by_labels, labels, id);
-            self.namespaces[class.namespace].classes.remove(&id);
-            self.give_set(class.set);
-            self.changed.remove(&id);
-        }
-        self.pod_labels.give_labels(labels);
-    }
-
-    /// The rules that select pods with these labels in this namespace, in order.
-    fn rules_for(&self, namespace: NamespaceId, labels: LabelSetId) -> Vec<RuleId> {
-        let Some(namespace) = self.namespaces[namespace].labels else {
-            return Vec::new();
-        };
-        let namespaces = self.namespace_labels.selectors_for(namespace);
-        let pods = self.pod_labels.selectors_for(labels);
-        let listed = |index: &Map<SelectorId, BTreeSet<RuleId>>, ids: &[SelectorId]| -> usize {
-            let lists = ids.iter().filter_map(|id| index.get(id));
-            lists.map(BTreeSet::len).sum()
-        };
-        // Whichever way there are the fewest to try.
-        let pairs = namespaces.len() * pods.len();
-        let by_namespaces = listed(&self.rules_by_namespaces, &namespaces);
-        let by_pods = listed(&self.rules_by_pods, &pods);
-        let mut rules: Vec<RuleId> = if pairs <= by_namespaces.min(by_pods) {
-            let pairs = namespaces
-                .iter()
-                .flat_map(|n| pods.iter().map(move |p| (*n, *p)));
-            pairs
-                .filter_map(|pair| self.rule_ids.get(&pair).copied())
-                .collect()
-        } else {
-            let (index, ids) = if by_namespaces <= by_pods {
-                (&self.rules_by_namespaces, &namespaces)
-            } else {
-                (&self.rules_by_pods, &pods)
-            };
-            let listed = ids.iter().filter_map(|id| index.get(id)).flatten().copied();
-            let is_met = |rule: &RuleId| {
-                let rule = &self.rules[*rule];
-                self.namespace_labels.matches(rule.namespaces, namespace)
-                    && self.pod_labels.matches(rule.pods, labels)
-            };
-            listed.filter(is_met).collect()
-        };
-        rules.sort_unstable();
-        rules
-    }
-
-    /// The classes that a rule selects.
-    fn classes_for(&self, rule: RuleId) -> Vec<ClassId> {
-        let Rule {
-            namespaces, pods, ..
-        } = self.rules[rule];
-        // Whichever side narrows it down more.
-        if self.namespace_labels.estimate(namespaces) < self.pod_labels.estimate(pods) {
-            let labels = self.namespace_labels.label_sets_for(namespaces);
-            let named = labels
-                .iter()
-                .filter_map(|labels| self.namespaces_by_labels.get(labels))
-                .flatten();
-            let classes = named.flat_map(|namespace| &self.namespaces[*namespace].classes);
-            classes
-                .copied()
-                .filter(|class| self.pod_labels.matches(pods, self.classes[*class].labels))
-                .collect()
-        } else {
-            let labels = self.pod_labels.label_sets_for(pods);
-            let classes = labels
-                .iter()
-                .filter_map(|labels| self.classes_by_labels.get(labels))
-                .flatten();
-            let is_of_namespace = |class: &ClassId| {
-                let namespace = &self.namespaces[self.classes[*class].namespace];
-                namespace
-                    .labels
-                    .is_some_and(|labels| self.namespace_labels.matches(namespaces, labels))
-            };
-            classes.copied().filter(is_of_namespace).collect()
-        }
-    }
-
-    /// The rule with these selectors, each of which was taken for it.
-    fn rule(&mut self, namespaces: SelectorId, pods: SelectorId) -> RuleId {
-        if let Some(id) = self.rule_ids.get(&(namespaces, pods)) {
-            self.namespace_labels.give_selector(namespaces);
-            self.pod_labels.give_selector(pods);
-            return *id;
-        }
-        let id = self.rules.insert(Rule {
-            namespaces,
-            pods,
-            policies: BTreeSet::new(),
-        });
-        self.rule_ids.insert((namespaces, pods), id);
-        self.rules_by_namespaces
-            .entry(namespaces)
-            .or_default()
-            .insert(id);
-        self.rules_by_pods.entry(pods).or_default().insert(id);
-        for class in self.classes_for(id) {
-            self.change_rules(class, |rules| {
-                if let Err(position) = rules.binary_search(&id) {
-                    rules.insert(position, id);
-                }
-            });
-        }
-        id
-    }
-
-    /// A policy has the rule no more.
-    fn drop_rule(&mut self, id: RuleId, policy: PolicyId) {
-        let rule = &mut self.rules[id];
-        rule.policies.remove(&policy);
-        if !rule.policies.is_empty() {
-            return;
-        }
-        for class in self.classes_for(id) {
-            self.change_rules(class, |rules| rules.retain(|rule| *rule != id));
-        }
-        let Some(rule) = self.rules.remove(id) else {
-            return;
-        };
-        self.rule_ids.remove(&(rule.namespaces, rule.pods));
-        remove_from(&mut self.rules_by_namespaces, rule.namespaces, id);
-        remove_from(&mut self.rules_by_pods, rule.pods, id);
-        self.namespace_labels.give_selector(rule.namespaces);
-        self.pod_labels.give_selector(rule.pods);
-    }
-
-    fn change_rules(&mut self, class: ClassId, change: impl FnOnce(&mut Vec<RuleId>)) {
-        let set = self.classes[class].set;
-        let mut rules = self.sets[&set].rules.to_vec();
-        change(&mut rules);
-        self.set_rules(class, rules);
-    }
-
-    fn set_rules(&mut self, class: ClassId, rules: Vec<RuleId>) {
-        let set = self.take_set(rules);
-        let before = core::mem::replace(&mut self.classes[class].set, set);
-        if before != set {
-            self.changed.insert(class);
-        }
-        self.give_set(before);
-    }
-
-    fn take_set(&mut self, rules: Vec<RuleId>) -> SetId {
-        if let Some(id) = self.set_ids.get(rules.as_slice()) {
-            if let Some(set) = self.sets.get_mut(id) {
-                set.classes += 1;
-            }
-            return *id;
-        }
-        // Never the number of one that is gone, so that who remembers a number is not deceived.
-        self.last_set.0 += 1;
-        let id = self.last_set;
-        let rules: Box<[RuleId]> = rules.into();
-        self.set_ids.insert(rules.clone(), id);
-        self.sets.insert(id, RuleSet { rules, classes: 1 });
-        id
-    }
-
-    fn give_set(&mut self, id: SetId) {
-        let Some(set) = self.sets.get_mut(&id) else {
-            return;
-        };
-        set.classes -= 1;
-        if set.classes == 0
-            && let Some(gone) = self.sets.remove(&id)
-        {
-            self.set_ids.remove(&gone.rules);
-        }
     }
 }
 

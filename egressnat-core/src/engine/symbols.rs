@@ -1,7 +1,7 @@
 use alloc::sync::Arc;
 
-use super::slab::Slab;
 use crate::hash::{Map, Seed};
+use crate::slab::Slab;
 
 /// A text, as a number.
 pub(super) type Symbol = u32;

@@ -6,6 +6,42 @@ use super::{
     NodeName, Pod, PodKey, Policy, PolicyName, Snapshot,
 };
 
+impl IntoIterator for Snapshot {
+    type Item = Event;
+    type IntoIter = alloc::boxed::Box<dyn Iterator<Item = Event>>;
+
+    /// The events that lead here from nothing: pods last. The previous assignment is not among them.
+    fn into_iter(self) -> Self::IntoIter {
+        let pods = self.pods.into_iter();
+        let policies = self.policies.into_iter();
+        let events = [
+            Event::ClusterRanges(self.cluster_ranges),
+            Event::Masquerade(self.masquerade),
+        ];
+        let events = events
+            .into_iter()
+            .chain(self.nodes.into_iter().map(|(k, v)| Event::Node(k, Some(v))))
+            .chain(
+                self.namespaces
+                    .into_iter()
+                    .map(|(k, v)| Event::Namespace(k, Some(v))),
+            )
+            .chain(
+                self.clusters
+                    .into_iter()
+                    .map(|(k, v)| Event::Cluster(k, Some(v))),
+            )
+            .chain(
+                self.gateways
+                    .into_iter()
+                    .map(|(k, v)| Event::Gateway(k, Some(v))),
+            )
+            .chain(policies.map(|(k, v)| Event::Policy(k, Some(v))))
+            .chain(pods.map(|(k, v)| Event::Pod(k, Some(v))));
+        alloc::boxed::Box::new(events)
+    }
+}
+
 /// One object as it is from now on; `None` for one that is gone.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {

@@ -163,7 +163,6 @@ struct Actor {
 }
 
 struct Node {
-    name: NodeName,
     holder: Holder,
     lease: Option<LeaseRecord>,
     request: Option<Request>,
@@ -843,7 +842,6 @@ impl<C: Choices> World<C> {
 impl Node {
     fn new(n: usize, timing: Timing) -> Self {
         Self {
-            name: name(n),
             holder: Holder::new(name(n), timing),
             lease: None,
             request: None,

@@ -3,7 +3,7 @@ use core::ops::{Index, IndexMut};
 
 /// Values with a number each, which is given again when its value is gone.
 #[derive(Debug, Clone)]
-pub(super) struct Slab<T> {
+pub(crate) struct Slab<T> {
     slots: Vec<Option<T>>,
     free: Vec<u32>,
 }
@@ -18,7 +18,7 @@ impl<T> Default for Slab<T> {
 }
 
 impl<T> Slab<T> {
-    pub(super) fn insert(&mut self, value: T) -> u32 {
+    pub(crate) fn insert(&mut self, value: T) -> u32 {
         match self.free.pop() {
             Some(number) => {
                 self.slots[number as usize] = Some(value);
@@ -31,7 +31,7 @@ impl<T> Slab<T> {
         }
     }
 
-    pub(super) fn remove(&mut self, number: u32) -> Option<T> {
+    pub(crate) fn remove(&mut self, number: u32) -> Option<T> {
         let value = self.slots.get_mut(number as usize)?.take();
         if value.is_some() {
             self.free.push(number);
@@ -39,16 +39,16 @@ impl<T> Slab<T> {
         value
     }
 
-    pub(super) fn iter(&self) -> impl Iterator<Item = (u32, &T)> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (u32, &T)> {
         let slots = (0u32..).zip(&self.slots);
         slots.filter_map(|(number, slot)| Some((number, slot.as_ref()?)))
     }
 
-    pub(super) fn has(&self, number: u32) -> bool {
+    pub(crate) fn has(&self, number: u32) -> bool {
         self.slots.get(number as usize).is_some_and(Option::is_some)
     }
 
-    pub(super) fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.slots.len() - self.free.len()
     }
 }
