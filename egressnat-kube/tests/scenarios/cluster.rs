@@ -1,0 +1,128 @@
+//! The cluster of a scenario: its objects, and what no object tells.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use egressnat_core::model::{Health, MasqueradeRules, NodeName, Snapshot};
+use egressnat_core::{Assignment, ClusterPlan, Planned, plan_cluster, plan_node};
+use egressnat_kube::{Index, Kind, ManifestError, Object, read_manifests};
+use ipnet::IpNet;
+
+use crate::order::{Order, Question};
+use crate::scenario::Step;
+
+#[derive(Debug, Default)]
+pub(crate) struct Cluster {
+    index: Index,
+    down: BTreeSet<NodeName>,
+    ranges: BTreeSet<IpNet>,
+    masquerade: MasqueradeRules,
+    /// In force.
+    assignment: Assignment,
+}
+
+/// Everything that is planned from one snapshot.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(crate) struct Outcome {
+    pub(crate) cluster: ClusterPlan,
+    pub(crate) nodes: BTreeMap<NodeName, Planned>,
+}
+
+impl Outcome {
+    pub(crate) fn of(snapshot: &Snapshot) -> Self {
+        let cluster = plan_cluster(snapshot);
+        let assignment = &cluster.assigned.assignment;
+        let names = snapshot.nodes.keys();
+        let nodes = names.map(|name| (name.clone(), plan_node(snapshot, assignment, name)));
+        Self {
+            nodes: nodes.collect(),
+            cluster,
+        }
+    }
+}
+
+impl Cluster {
+    /// Does what a step says. Returns the documents that are refused, and the questions.
+    pub(crate) fn take(&mut self, step: &Step) -> (Vec<String>, Vec<Question>) {
+        let mut refused = Vec::new();
+        let mut questions = Vec::new();
+        for file in &step.manifests {
+            self.apply(file, &mut refused);
+        }
+        for order in &step.orders {
+            match order.clone() {
+                Order::Apply(file) => self.apply(&file, &mut refused),
+                Order::Delete(key) => {
+                    assert!(self.index.object(&key).is_some(), "there is no {key}");
+                    self.index.delete(&key);
+                }
+                Order::Down(node) => assert!(self.down.insert(node), "{order:?}: is down"),
+                Order::Up(node) => assert!(self.down.remove(&node), "{order:?}: is up"),
+                Order::ClusterRange(range) => {
+                    self.ranges.insert(range);
+                }
+                Order::Masquerade(packets, action) => {
+                    self.masquerade.rules.insert(packets, action);
+                }
+                Order::ForgetMasquerade(packets) => {
+                    let gone = self.masquerade.rules.remove(&packets);
+                    assert!(gone.is_some(), "there is no rule {packets}");
+                }
+                Order::ForgetAssignment => self.assignment = Assignment::default(),
+                Order::Ask(question) => questions.push(question),
+            }
+        }
+        (refused, questions)
+    }
+
+    fn apply(&mut self, file: &Path, refused: &mut Vec<String>) {
+        let manifests = read_manifests(file);
+        for object in manifests.objects {
+            let applied = self.index.apply(object);
+            refused.extend(applied.err().map(|error| error.to_string()));
+        }
+        refused.extend(manifests.errors.iter().map(|error| match error {
+            ManifestError::Object {
+                document, error, ..
+            } => format!("document {document}: {error}"),
+            other => panic!("{other}"),
+        }));
+    }
+
+    /// The planner's input.
+    pub(crate) fn snapshot(&self) -> Snapshot {
+        self.complete(&self.index)
+    }
+
+    /// The same from scratch, with the objects in the opposite order.
+    pub(crate) fn snapshot_in_reverse(&self) -> Snapshot {
+        let all = Kind::ALL.into_iter();
+        let mut objects: Vec<Object> = all
+            .flat_map(|kind| self.index.objects(kind))
+            .cloned()
+            .collect();
+        objects.reverse();
+        let mut index = Index::default();
+        assert_eq!(index.reset(objects), []);
+        self.complete(&index)
+    }
+
+    fn complete(&self, index: &Index) -> Snapshot {
+        let health = |node: &NodeName| {
+            if self.down.contains(node) {
+                Health::Down
+            } else {
+                Health::Up
+            }
+        };
+        let mut snapshot = index.snapshot(self.assignment.clone(), health);
+        snapshot.cluster_ranges = self.ranges.clone();
+        snapshot.masquerade = self.masquerade.clone();
+        snapshot
+    }
+
+    /// From now on this assignment is in force.
+    pub(crate) fn put_in_force(&mut self, assignment: &Assignment) {
+        self.assignment = assignment.clone();
+    }
+}
