@@ -2,6 +2,7 @@
 
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
+use core::cmp::Ordering;
 use core::fmt;
 use core::net::IpAddr;
 use ipnet::IpNet;
@@ -86,6 +87,7 @@ impl fmt::Display for Change {
 /// * Minimal: equal plans have no changes, and nothing is removed and added again.
 /// * SNAT is live before its address is announced; the address goes before SNAT goes.
 /// * A policy set has its destinations before a pod uses it; no pod uses it any more when they go.
+/// * While a table changes, each destination is decided as before or as after, whatever else lies around it (E43).
 pub fn diff(observed: &NodePlan, desired: &NodePlan) -> Vec<Change> {
     let mut changes = Vec::new();
     let mut missing =
@@ -138,8 +140,26 @@ pub fn diff(observed: &NodePlan, desired: &NodePlan) -> Vec<Change> {
         |ip, set| Change::SetPod(*ip, *set),
         |ip| Change::RemovePod(*ip),
     );
-    changes.sort_unstable();
+    sort(&mut changes);
     changes
+}
+
+/// Brings changes into the order in which to make them.
+pub(crate) fn sort(changes: &mut [Change]) {
+    changes.sort_unstable_by(order);
+}
+
+/// By kind, and where the longest match decides the narrow entries first when they are set and last when they are removed: in
+/// between every packet then finds its old entry or its new one, and never a wider entry that is new too.
+fn order(a: &Change, b: &Change) -> Ordering {
+    match (a, b) {
+        // A range comes after all that it lies in.
+        (Change::SetDestination(set, prefix, _), Change::SetDestination(other, than, _)) => {
+            set.cmp(other).then_with(|| than.cmp(prefix))
+        }
+        (Change::SetMasquerade(rule, _), Change::SetMasquerade(than, _)) => than.cmp(rule),
+        _ => a.cmp(b),
+    }
 }
 
 /// The changes from one map to another.

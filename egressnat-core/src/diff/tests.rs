@@ -58,6 +58,14 @@ fn range() -> impl Strategy<Value = IpNet> {
     (0..6u8).prop_map(|third| IpNet::new(IpAddr::from([10, 0, third, 0]), 24).unwrap())
 }
 
+/// Few networks and many lengths, so that most lie in one another.
+fn nested_range() -> impl Strategy<Value = IpNet> {
+    (0..4u8, 6..=24u8).prop_map(|(third, length)| {
+        let range = IpNet::new(IpAddr::from([8, 8, third, 0]), length).unwrap();
+        range.trunc()
+    })
+}
+
 fn steering() -> impl Strategy<Value = Steering> {
     prop_oneof![
         Just(Steering::Forward),
@@ -93,6 +101,60 @@ proptest! {
     #[test]
     fn equal_plans_have_no_changes(plan in arbitrary_plan()) {
         prop_assert_eq!(diff(&plan, &plan), vec![]);
+    }
+
+    #[test]
+    fn nested_destinations_are_decided_as_before_or_as_after_at_every_change_e43(
+        before in prop::collection::btree_map(nested_range(), steering(), 0..6),
+        after in prop::collection::btree_map(nested_range(), steering(), 0..6),
+        edges in prop::collection::vec(nested_range(), 1..6),
+    ) {
+        let (pod, set) = (IpAddr::from([10, 10, 1, 2]), PolicySetId(1));
+        let plan = |table: BTreeMap<IpNet, Steering>| NodePlan {
+            pods: [(pod, set)].into(),
+            destinations: table.into_iter().map(|(prefix, steering)| ((set, prefix), steering)).collect(),
+            ..NodePlan::default()
+        };
+        let (before, after) = (plan(before), plan(after));
+        let mut now = before.clone();
+        for change in diff(&before, &after) {
+            replay(&mut now, &[change]);
+            for destination in edges.iter().flat_map(|range| [range.network(), range.broadcast()]) {
+                let (old, new) = (before.decide(pod, destination, None), after.decide(pod, destination, None));
+                let decision = now.decide(pod, destination, None);
+                prop_assert!(decision == old || decision == new, "{change}: {destination} is {decision}, not {old} or {new}");
+            }
+        }
+    }
+
+    #[test]
+    fn nested_masquerade_rules_are_decided_as_before_or_as_after_at_every_change(
+        before in prop::collection::btree_map(nested_range(), any::<bool>(), 0..6),
+        after in prop::collection::btree_map(nested_range(), any::<bool>(), 0..6),
+        edges in prop::collection::vec(nested_range(), 1..6),
+    ) {
+        let pod = IpAddr::from([10, 10, 1, 2]);
+        let plan = |rules: BTreeMap<IpNet, bool>| {
+            let mut plan = NodePlan { pods: [(pod, PolicySetId::EMPTY)].into(), ..NodePlan::default() };
+            plan.masquerade.rules = rules
+                .into_iter()
+                .map(|(range, keep)| {
+                    let action = if keep { MasqueradeAction::Keep } else { MasqueradeAction::Masquerade };
+                    (MasqueradeMatch::to(range), action)
+                })
+                .collect();
+            plan
+        };
+        let (before, after) = (plan(before), plan(after));
+        let mut now = before.clone();
+        for change in diff(&before, &after) {
+            replay(&mut now, &[change]);
+            for destination in edges.iter().flat_map(|range| [range.network(), range.broadcast()]) {
+                let (old, new) = (before.decide(pod, destination, None), after.decide(pod, destination, None));
+                let decision = now.decide(pod, destination, None);
+                prop_assert!(decision == old || decision == new, "{change}: {destination} is {decision}, not {old} or {new}");
+            }
+        }
     }
 
     #[test]

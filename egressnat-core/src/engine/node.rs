@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use super::counted::{Counted, CountedCover};
 use super::membership::{Membership, SetId};
 use super::resolution::{Resolution, Resolved};
-use crate::diff::{Change, entries};
+use crate::diff::{Change, entries, sort};
 use crate::model::{
     Enforcement, Event, MasqueradeRules, Node, NodeName, Pod, PodKey, PodPhase, PolicyName,
 };
@@ -357,7 +357,7 @@ impl NodeEngine {
         } else {
             self.write_all(&mut changes);
         }
-        changes.sort_unstable();
+        sort(&mut changes);
         changes
     }
 
