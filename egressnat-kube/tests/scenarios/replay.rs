@@ -39,7 +39,8 @@ pub(crate) fn replay(node: &NodeName, before: &NodePlan, after: &NodePlan) -> Ve
     changes
 }
 
-/// What may happen to a packet between two plans: what either says, and what the new tables say of the old policy set.
+/// What may happen to a packet between two plans: what either says; what the new tables say of the old policy set; and for a pod
+/// that is new, what the new plan says of addresses that no pod has.
 fn fates(
     before: &NodePlan,
     after: &NodePlan,
@@ -48,20 +49,17 @@ fn fates(
 ) -> [Decision; 3] {
     let old = before.decide(source, destination, None);
     let new = after.decide(source, destination, None);
-    let between = match before.pods.get(&source) {
-        Some(set) => {
-            let mut between = after.clone();
+    let mut between = after.clone();
+    match before.pods.get(&source) {
+        Some(set) if after.destinations.keys().any(|(known, _)| known == set) => {
             between.pods.insert(source, *set);
-            let set_is_there = after.destinations.keys().any(|(known, _)| known == set);
-            if set_is_there {
-                between.decide(source, destination, None)
-            } else {
-                old
-            }
         }
-        None => old,
-    };
-    [old, new, between]
+        Some(_) => return [old, new, old],
+        None => {
+            between.pods.remove(&source);
+        }
+    }
+    [old, new, between.decide(source, destination, None)]
 }
 
 /// Every pod with the first address of every range that is named.
