@@ -119,4 +119,11 @@ scenarios! {
     v4_mapped_destinations,
     a_pod_changes_its_labels,
     v1alpha1_and_v1_side_by_side,
+    a_group_in_kube_system_needs_no_switch,
+    a_node_changes_its_role,
+    a_fallback_does_not_fall_to_the_next_policy,
+    no_snat_for_everything,
+    strict_and_best_effort_for_one_destination,
+    a_policy_changes_its_enforcement,
+    two_failures_at_once,
 }
