@@ -8,7 +8,7 @@ use egressnat_core::{Assignment, ClusterPlan, Planned, plan_cluster, plan_node};
 use egressnat_kube::{Index, Kind, ManifestError, Object, read_manifests};
 use ipnet::IpNet;
 
-use crate::order::{Order, Question};
+use crate::order::{Must, Order, Question};
 use crate::scenario::Step;
 
 #[derive(Debug, Default)]
@@ -19,6 +19,15 @@ pub(crate) struct Cluster {
     masquerade: MasqueradeRules,
     /// In force.
     assignment: Assignment,
+}
+
+/// What is left of a step when its objects are there.
+#[derive(Debug, Default)]
+pub(crate) struct Taken {
+    /// The documents that were refused, and why.
+    pub(crate) refused: Vec<String>,
+    pub(crate) questions: Vec<Question>,
+    pub(crate) musts: Vec<Must>,
 }
 
 /// Everything that is planned from one snapshot.
@@ -42,16 +51,15 @@ impl Outcome {
 }
 
 impl Cluster {
-    /// Does what a step says. Returns the documents that are refused, and the questions.
-    pub(crate) fn take(&mut self, step: &Step) -> (Vec<String>, Vec<Question>) {
-        let mut refused = Vec::new();
-        let mut questions = Vec::new();
+    /// Does what a step says.
+    pub(crate) fn take(&mut self, step: &Step) -> Taken {
+        let mut taken = Taken::default();
         for file in &step.manifests {
-            self.apply(file, &mut refused);
+            self.apply(file, &mut taken.refused);
         }
         for order in &step.orders {
             match order.clone() {
-                Order::Apply(file) => self.apply(&file, &mut refused),
+                Order::Apply(file) => self.apply(&file, &mut taken.refused),
                 Order::Delete(key) => {
                     assert!(self.index.object(&key).is_some(), "there is no {key}");
                     self.index.delete(&key);
@@ -69,10 +77,11 @@ impl Cluster {
                     assert!(gone.is_some(), "there is no rule {packets}");
                 }
                 Order::ForgetAssignment => self.assignment = Assignment::default(),
-                Order::Ask(question) => questions.push(question),
+                Order::Ask(question) => taken.questions.push(question),
+                Order::Must(must) => taken.musts.push(must),
             }
         }
-        (refused, questions)
+        taken
     }
 
     fn apply(&mut self, file: &Path, refused: &mut Vec<String>) {

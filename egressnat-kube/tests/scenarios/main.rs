@@ -13,6 +13,7 @@
 //!   - `masquerade keep|translate|forget CIDR [from CIDR] [PROTOCOL]`: a rule for packets that no policy decides;
 //!   - `forget assignment`: a controller begins without knowing who held what;
 //!   - `explain NAMESPACE/POD ADDRESS [PROTOCOL]`, `decide NODE SOURCE ADDRESS [PROTOCOL]` (by the node's plan alone), `why ADDRESS`, `what-if [lose NODE]… [drain NODE]…`: questions to answer.
+//!   - `must NODE SOURCE ADDRESS DECISION`: what has to be decided, also while `expected.txt` is written anew;
 //!   - `#` begins a comment.
 //! * `expected.txt`: what comes of it. A section that is as in the step before is left out; of the nodes' plans only the changes are
 //!   shown, in the order in which they are made. `{a b}` is the policy set of the policies `a` and `b`.
@@ -37,13 +38,21 @@ mod run;
 mod scenario;
 
 macro_rules! scenarios {
-    ($($name:ident,)*) => {
+    ($($name:ident,)*; open: $($open:ident,)*) => {
         /// Each is the name of a directory, without its number.
-        const TESTS: &[&str] = &[$(stringify!($name)),*];
+        const TESTS: &[&str] = &[$(stringify!($name),)* $(stringify!($open),)*];
         $(
             #[test]
             fn $name() {
                 run::run(stringify!($name));
+            }
+        )*
+        // What the planner does not do yet: such a test fails as soon as it does.
+        $(
+            #[test]
+            #[should_panic(expected = "Must {")]
+            fn $open() {
+                run::run(stringify!($open));
             }
         )*
     };
@@ -126,4 +135,7 @@ scenarios! {
     strict_and_best_effort_for_one_destination,
     a_policy_changes_its_enforcement,
     two_failures_at_once,
+    ;
+    open:
+    strict_traffic_waits_for_an_unknown_namespace,
 }

@@ -22,6 +22,7 @@ pub(crate) enum Order {
     /// The controller forgets what it decided before, as one without a status to read.
     ForgetAssignment,
     Ask(Question),
+    Must(Must),
 }
 
 /// What is answered at the end of the step.
@@ -39,6 +40,16 @@ pub(crate) enum Question {
         lost: Vec<NodeName>,
         drained: Vec<NodeName>,
     },
+}
+
+/// What a node must decide about a packet, whatever `expected.txt` says.
+#[derive(Debug, Clone)]
+pub(crate) struct Must {
+    pub(crate) node: NodeName,
+    pub(crate) source: IpAddr,
+    pub(crate) destination: IpAddr,
+    /// As a [`Decision`](egressnat_core::Decision) is shown.
+    pub(crate) decision: String,
 }
 
 impl Order {
@@ -93,6 +104,12 @@ impl Order {
                 destination,
                 Some(self::protocol(protocol)?),
             )?),
+            ["must", node, source, destination, ref decision @ ..] => Self::Must(Must {
+                node: node.parse().ok()?,
+                source: source.parse().ok()?,
+                destination: destination.parse().ok()?,
+                decision: decision.join(" "),
+            }),
             ["why", address] => Self::Ask(Question::Why(address.parse().ok()?)),
             ["what-if", ref nodes @ ..] => Self::Ask(what_if(nodes)?),
             _ => return None,

@@ -25,7 +25,7 @@ pub(crate) fn run(test: &str) {
     for (number, step) in scenario.steps.iter().enumerate() {
         let words: Vec<&str> = step.words.iter().map(String::as_str).collect();
         let heading = format!("{number:02} {}", words.join(", "));
-        let (refused, questions) = cluster.take(step);
+        let taken = cluster.take(step);
         let snapshot = cluster.snapshot();
         assert_eq!(
             snapshot,
@@ -34,10 +34,15 @@ pub(crate) fn run(test: &str) {
         );
         let outcome = Outcome::of(&snapshot);
         verify(&heading, &snapshot, &outcome);
-        picture.step(&heading, &refused, &snapshot, &outcome);
+        for must in &taken.musts {
+            let plan = &outcome.nodes[&must.node].plan;
+            let decision = plan.decide(must.source, must.destination, None);
+            assert_eq!(decision.to_string(), must.decision, "{heading}: {must:?}");
+        }
+        picture.step(&heading, &taken.refused, &snapshot, &outcome);
         cluster.put_in_force(&outcome.cluster.assigned.assignment);
         plan_again(&heading, &cluster, &outcome);
-        for question in &questions {
+        for question in &taken.questions {
             picture.answer(&snapshot, &outcome, question);
         }
     }
