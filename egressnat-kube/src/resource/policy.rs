@@ -115,9 +115,14 @@ fn v1(object: &Object, spec: PolicySpec) -> Result<Policy, InvalidObject> {
                 object,
                 "spec.gatewayRef.namespace",
                 &gateway.namespace,
-                "namespace name",
+                "namespace name: use lower case letters, digits and '-'",
             )?;
-            let name = parse_at(object, "spec.gatewayRef.name", &gateway.name, "object name")?;
+            let name = parse_at(
+                object,
+                "spec.gatewayRef.name",
+                &gateway.name,
+                "object name: use lower case letters, digits, '-' and '.'",
+            )?;
             let sources = present(object, "spec.sources", spec.sources)?;
             (
                 sources,
