@@ -12,7 +12,8 @@
 //!   - `cluster-range CIDR`: a range inside the cluster that no object tells, such as the service range;
 //!   - `masquerade keep|translate|forget CIDR [from CIDR] [PROTOCOL]`: a rule for packets that no policy decides;
 //!   - `forget assignment`: a controller begins without knowing who held what;
-//!   - `explain NAMESPACE/POD ADDRESS [PROTOCOL]`, `decide NODE SOURCE ADDRESS [PROTOCOL]` (by the node's plan alone), `why ADDRESS`, `what-if [lose NODE]… [drain NODE]…`: questions to answer.
+//!   - `explain NAMESPACE/POD ADDRESS [PROTOCOL]`, `decide NODE SOURCE ADDRESS [PROTOCOL]` (by the node's plan alone), `why ADDRESS`,
+//!     `what-if [lose NODE]… [drain NODE]…`: questions to answer;
 //!   - `must NODE SOURCE ADDRESS DECISION`: what has to be decided, also while `expected.txt` is written anew;
 //!   - `#` begins a comment.
 //! * `expected.txt`: what comes of it. A section that is as in the step before is left out; of the nodes' plans only the changes are
@@ -135,6 +136,9 @@ scenarios! {
     strict_and_best_effort_for_one_destination,
     a_policy_changes_its_enforcement,
     two_failures_at_once,
+    overlapping_subnets,
+    groups_of_one_age,
+    a_node_gets_its_pod_range_late,
     ;
     open:
     strict_traffic_waits_for_an_unknown_namespace,

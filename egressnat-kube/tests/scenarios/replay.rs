@@ -62,12 +62,15 @@ fn fates(
     [old, new, between.decide(source, destination, None)]
 }
 
-/// Every pod with the first address of every range that is named.
+/// Every pod, and an address that no pod has, with the first and last address of every range that is named.
 fn packets(before: &NodePlan, after: &NodePlan) -> Vec<(IpAddr, IpAddr)> {
     let plans = [before, after];
     let sources: BTreeSet<IpAddr> = plans
         .iter()
-        .flat_map(|plan| plan.pods.keys().copied())
+        .flat_map(|plan| {
+            let of_nobody = plan.pod_ranges.iter().map(IpNet::broadcast);
+            plan.pods.keys().copied().chain(of_nobody)
+        })
         .collect();
     let ranges: BTreeSet<IpNet> = plans
         .iter()
