@@ -18,6 +18,9 @@
 #define KEEP 1
 #define DROP 0xffffffff
 
+/* The policy set of a pod that no policy selects. */
+#define UNSELECTED 0
+
 struct pod_key {
 	__be32 address;
 	__u32 ifindex;
@@ -94,6 +97,9 @@ volatile const __u32 MARK_MASK = 0;
 volatile const __u32 MARK_TUNNEL = 0;
 volatile const __u32 MARK_SHIFT = 0;
 
+/* The largest index is no egress IP: the packet was looked at, and the node's routes and masquerade rules have it. */
+#define MARK_FORWARD (MARK_MASK & ~MARK_TUNNEL)
+
 static __always_inline void count(__u32 counter)
 {
 	__u64 *value = bpf_map_lookup_elem(&counters, &counter);
@@ -106,7 +112,8 @@ static __always_inline void set_mark(struct __sk_buff *skb, __u32 bits)
 	skb->mark = (skb->mark & ~MARK_MASK) | (bits & MARK_MASK);
 }
 
-/* Ingress of a pod's host-side interface: what the pod sends. Marks only. */
+/* Ingress of a pod's host-side interface: what the pod sends. Marks only: every packet of a pod that is known on this
+   interface carries a decision afterwards, and the guard in nftables (E43) looks for one. */
 SEC("classifier/steer")
 int steer(struct __sk_buff *skb)
 {
@@ -120,13 +127,21 @@ int steer(struct __sk_buff *skb)
 
 	struct pod_key pod = { .address = ip->saddr, .ifindex = skb->ifindex };
 	__u32 *set = bpf_map_lookup_elem(&pods, &pod);
-	if (!set)
+	if (!set) {
+		/* Nobody else gives our decisions. */
+		set_mark(skb, 0);
 		return TC_ACT_UNSPEC;
+	}
 
-	struct destination_key key = { .prefixlen = 64, .set = *set, .address = ip->daddr };
-	__u32 *index = bpf_map_lookup_elem(&destinations, &key);
-	if (!index || *index == FORWARD)
+	__u32 *index = 0;
+	if (*set != UNSELECTED) {
+		struct destination_key key = { .prefixlen = 64, .set = *set, .address = ip->daddr };
+		index = bpf_map_lookup_elem(&destinations, &key);
+	}
+	if (!index || *index == FORWARD) {
+		set_mark(skb, MARK_FORWARD);
 		return TC_ACT_UNSPEC;
+	}
 	if (*index == DROP)
 		return TC_ACT_SHOT;
 

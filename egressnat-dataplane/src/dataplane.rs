@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 
 use egressnat_core::gateway::EgressId;
-use egressnat_core::model::MasqueradeRules;
+use egressnat_core::model::{MasqueradeMatch, MasqueradeRules};
 use egressnat_core::{Failure, NodePlan, PolicySetId, Report, Steering, diff};
 use ipnet::{IpNet, Ipv4Net};
 use thiserror::Error;
@@ -17,7 +17,7 @@ use crate::conntrack::ConntrackError;
 use crate::egress::EgressTable;
 use crate::maps::{DROP, DestinationKey, FORWARD, KEEP};
 use crate::network::{Network, NetworkError, Uplink, is_forwarding};
-use crate::nft::{NftError, Ruleset, SetName};
+use crate::nft::{Counter, NftError, Ruleset, SetName};
 use crate::programs::{Counters, Hook, Maps, Programs, ProgramsError};
 use crate::redecide::{affected_pods, forget_stale};
 
@@ -72,7 +72,7 @@ impl Dataplane {
     pub async fn open(config: Config) -> Result<Self, OpenError> {
         let network = Network::open()?;
         let uplink = network.uplink(&config).await?;
-        let (mut programs, maps) = Programs::load(&config)?;
+        let (mut programs, mut maps) = Programs::load(&config)?;
         let mut opened = usize::from(Ruleset::new(config.mark, config.tunnel_port).ensure()?);
         let (tunnel, changes) = network.ensure_tunnel(&config, &uplink).await?;
         opened += changes;
@@ -91,7 +91,7 @@ impl Dataplane {
                 None => programs.detach_steer(ifindex)?,
             }
         }
-        let egress = EgressTable::read(&maps, config.mark)?;
+        let egress = EgressTable::read(&mut maps, config.mark)?;
         let announcer = Announcer::open(uplink.index, uplink.mac)?;
         Ok(Self {
             config,
@@ -118,6 +118,16 @@ impl Dataplane {
     /// The counters cannot be read.
     pub fn counters(&self) -> Result<Counters, ProgramsError> {
         self.maps.counters()
+    }
+
+    /// How many packets the guard dropped since the table was made: from a pod's address, to a destination of a strict
+    /// policy, and undecided (E43).
+    ///
+    /// # Errors
+    ///
+    /// The counter cannot be read.
+    pub fn undecided(&self) -> Result<u64, NftError> {
+        Ruleset::packets(Counter::Undecided)
     }
 
     /// Waits until links, addresses, routes or rules of the namespace changed, so that the plan wants to be applied again.
@@ -232,42 +242,33 @@ impl Dataplane {
         for address in plan.floating_ips.iter().filter(|address| !is_ipv4(address)) {
             later(format!("floating IP {address}"));
         }
-        // There is no guard in this packet path yet (SECURITY.md), and without one a pod that nothing selects needs no entry.
-        let pods: BTreeMap<IpAddr, PolicySetId> = plan
-            .pods
-            .iter()
-            .filter(|(_, set)| **set != PolicySetId::EMPTY)
-            .map(|(address, set)| (*address, *set))
-            .collect();
-        for address in pods.keys().filter(|address| !is_ipv4(address)) {
+        for address in plan.pods.keys().filter(|address| !is_ipv4(address)) {
             later(format!("pod {address}"));
         }
-        for address in pods
-            .keys()
-            .copied()
-            .filter_map(ipv4)
-            .filter(|address| !routes.contains_key(address))
-        {
-            report.failures.push(Failure {
-                object: format!("pod {address}"),
-                message: "it has no route of its own yet: it is steered as soon as its interface is there".to_owned(),
-            });
+        let is_ipv6 = |rule: &MasqueradeMatch| rule.destination.addr().is_ipv6();
+        for rule in plan.masquerade.rules.keys().filter(|rule| is_ipv6(rule)) {
+            later(format!("masquerade rule {rule}"));
         }
-        if !plan.masquerade.is_empty() {
-            report.failures.push(Failure {
-                object: "masquerade rules".to_owned(),
-                message: "this packet path has none yet: everything that leaves the cluster and is not decided otherwise is \
-                          masqueraded"
-                    .to_owned(),
-            });
+        let is_here = |address: &IpAddr| ipv4(*address).is_some_and(|ip| routes.contains_key(&ip));
+        for (address, set) in &plan.pods {
+            // Without a guard, a pod that nothing selects misses nothing.
+            let matters = *set != PolicySetId::EMPTY || !plan.guard_ranges.is_empty();
+            if is_ipv4(address) && matters && !is_here(address) {
+                report.failures.push(Failure {
+                    object: format!("pod {address}"),
+                    message: "it has no route of its own yet: until its interface is there, it does not reach the \
+                              destinations of strict policies"
+                        .to_owned(),
+                });
+            }
         }
         let decided = |steering: &Steering| !matches!(steering, Steering::Snat(IpAddr::V6(_)));
         NodePlan {
-            pods: pods
-                .into_iter()
-                .filter(|(address, _)| {
-                    ipv4(*address).is_some_and(|address| routes.contains_key(&address))
-                })
+            pods: plan
+                .pods
+                .iter()
+                .filter(|(address, _)| is_here(address))
+                .map(|(address, set)| (*address, *set))
                 .collect(),
             destinations: plan
                 .destinations
@@ -279,8 +280,8 @@ impl Dataplane {
             peers: plan.peers.iter().copied().filter(is_ipv4).collect(),
             pod_ranges: without_overlap(&plan.pod_ranges),
             internal_ranges: without_overlap(&plan.internal_ranges),
-            guard_ranges: BTreeSet::new(),
-            masquerade: MasqueradeRules::default(),
+            guard_ranges: without_overlap(&plan.guard_ranges),
+            masquerade: ipv4_rules(&plan.masquerade),
         }
     }
 
@@ -374,14 +375,14 @@ impl Dataplane {
             let (peer, _) = entry.map_err(map_error("peers"))?;
             observed.peers.insert(IpAddr::V4(Ipv4Addr::from(peer)));
         }
-        observed.pod_ranges = Ruleset::ranges(SetName::PodRanges)?
-            .into_iter()
-            .map(IpNet::V4)
-            .collect();
-        observed.internal_ranges = Ruleset::ranges(SetName::InternalRanges)?
-            .into_iter()
-            .map(IpNet::V4)
-            .collect();
+        let ranges = |name| -> Result<BTreeSet<IpNet>, NftError> {
+            let ranges = Ruleset::ranges(name)?.into_iter();
+            Ok(ranges.map(IpNet::V4).collect())
+        };
+        observed.pod_ranges = ranges(SetName::PodRanges)?;
+        observed.internal_ranges = ranges(SetName::InternalRanges)?;
+        observed.guard_ranges = ranges(SetName::GuardRanges)?;
+        observed.masquerade = Ruleset::masquerade()?;
         let (addresses, translated) = self.held().await?;
         // Half of a floating IP is none, when it is wanted, and one, when it is not.
         let whole = addresses.intersection(&translated);
@@ -466,6 +467,23 @@ pub(crate) fn ipv4(address: IpAddr) -> Option<Ipv4Addr> {
     match address {
         IpAddr::V4(address) => Some(address),
         IpAddr::V6(_) => None,
+    }
+}
+
+/// The rules that IPv4 packets can match.
+fn ipv4_rules(rules: &MasqueradeRules) -> MasqueradeRules {
+    let ipv4 = rules.rules.iter().filter_map(|(rule, action)| {
+        let is_ipv4 = |range: &IpNet| range.addr().is_ipv4();
+        let rule = MasqueradeMatch {
+            destination: rule.destination.trunc(),
+            source: rule.source.map(|range| range.trunc()),
+            ..*rule
+        };
+        (is_ipv4(&rule.destination) && rule.source.as_ref().is_none_or(is_ipv4))
+            .then_some((rule, *action))
+    });
+    MasqueradeRules {
+        rules: ipv4.collect(),
     }
 }
 

@@ -17,15 +17,24 @@ pub(crate) struct EgressTable {
 }
 
 impl EgressTable {
-    pub(crate) fn read(maps: &Maps, mark: MarkMask) -> Result<Self, ProgramsError> {
+    /// Reads the table back. An index that the mask has no room for, or another meaning, is freed: it is of an earlier mask.
+    pub(crate) fn read(maps: &mut Maps, mark: MarkMask) -> Result<Self, ProgramsError> {
         let mut entries = BTreeMap::new();
         for index in FIRST_EGRESS..MAX_EGRESS {
             let egress = maps
                 .egress_ips
                 .get(&index, 0)
                 .map_err(map_error("egress_ips"))?;
-            if let Some(address) = egress.address() {
-                entries.insert(address, (index, egress));
+            match egress.address() {
+                Some(_) if index > mark.max_index() => {
+                    maps.egress_ips
+                        .set(index, Egress::default(), 0)
+                        .map_err(map_error("egress_ips"))?;
+                }
+                Some(address) => {
+                    entries.insert(address, (index, egress));
+                }
+                None => {}
             }
         }
         Ok(Self { mark, entries })

@@ -11,10 +11,11 @@ pub struct InvalidMarkMask(u32);
 
 /// The bits of the packet mark that egressnat uses; all others stay as they are.
 ///
-/// The highest bit says "into the tunnel", the others are a small index that means something on this node only: 1 keeps
-/// the pod's address, from 2 on one per egress IP.
+/// The highest bit says "into the tunnel", the others are a small index that means something on this node only: 0 is no
+/// decision, 1 keeps the pod's address, from 2 on one per egress IP, and the largest leaves the packet to the node's routes
+/// and the masquerade rules.
 ///
-/// The default `0x07ff0000` has room for 1,022 egress IPs a node. It leaves kube-proxy's `0x4000` and `0x8000` alone, and
+/// The default `0x07ff0000` has room for 1,021 egress IPs a node. It leaves kube-proxy's `0x4000` and `0x8000` alone, and
 /// the low bits that CNIs and meshes like. Calico's and Cilium's defaults reach into the upper half: give a mask that
 /// they are told to leave free.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,9 +64,14 @@ impl MarkMask {
         index << self.shift()
     }
 
-    /// The largest egress index that fits.
+    /// The mark of packets of known pods that no policy decides.
+    pub(crate) fn forward(self) -> u32 {
+        self.0 & !self.tunnel()
+    }
+
+    /// The largest index of an egress IP: the one above it is [`forward`](Self::forward).
     pub(crate) fn max_index(self) -> u32 {
-        (1 << (self.0.count_ones() - 1)) - 1
+        (1 << (self.0.count_ones() - 1)) - 2
     }
 }
 
@@ -96,10 +102,11 @@ mod tests {
     }
 
     #[test]
-    fn the_default_has_a_tunnel_bit_and_1022_egress_ips() {
+    fn the_default_has_a_tunnel_bit_and_1021_egress_ips() {
         let mark = MarkMask::default();
         assert_eq!(mark.tunnel(), 0x0400_0000);
-        assert_eq!(mark.max_index() - crate::maps::KEEP, 1022);
+        assert_eq!(mark.max_index() - crate::maps::KEEP, 1021);
         assert_eq!(mark.of_index(2), 0x0002_0000);
+        assert_eq!(mark.forward(), mark.of_index(mark.max_index() + 1));
     }
 }

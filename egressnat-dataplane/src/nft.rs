@@ -3,11 +3,14 @@
 //! Everything goes into one batch, which the kernel takes whole or not at all.
 
 mod batch;
+mod counter;
 mod expr;
+mod masquerade;
 mod query;
 mod ruleset;
 mod set;
 
 pub use batch::NftError;
+pub(crate) use counter::Counter;
 pub(crate) use ruleset::Ruleset;
 pub(crate) use set::{Elements, SetName};

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 
 use egressnat_core::gateway::EgressId;
+use egressnat_core::model::{MasqueradeAction, MasqueradeMatch};
 use egressnat_core::{Change, Report, Steering};
 use ipnet::IpNet;
 
@@ -21,28 +22,11 @@ impl Dataplane {
         routes: &BTreeMap<Ipv4Addr, u32>,
         report: &mut Report,
     ) {
-        let (mut pod_ranges, mut internal_ranges) =
-            (RangeChange::default(), RangeChange::default());
+        let mut nft = NftChanges::default();
         for change in changes {
-            match change {
-                Change::AddPodRange(range) => pod_ranges.added.push(*range),
-                Change::RemovePodRange(range) => pod_ranges.removed.push(*range),
-                Change::AddInternalRange(range) => internal_ranges.added.push(*range),
-                Change::RemoveInternalRange(range) => internal_ranges.removed.push(*range),
-                _ => {}
-            }
+            nft.take(change);
         }
-        // Ranges of one set change together, removals first: the kernel refuses ranges that overlap, even for an instant.
-        // Internal ranges first, so that nothing inside the cluster is masqueraded between the two.
-        for (set, ranges) in [
-            (SetName::InternalRanges, internal_ranges),
-            (SetName::PodRanges, pod_ranges),
-        ] {
-            match ranges.commit(set) {
-                Ok(written) => report.changes += written,
-                Err(error) => fail(report, &format!("set {set:?}"), &error),
-            }
-        }
+        nft.commit(report);
         for change in changes {
             match self.change_one(change, routes).await {
                 Ok(Written::Yes) => report.changes += 1,
@@ -58,10 +42,6 @@ impl Dataplane {
         routes: &BTreeMap<Ipv4Addr, u32>,
     ) -> Result<Written, ObserveError> {
         match *change {
-            Change::AddPodRange(_)
-            | Change::RemovePodRange(_)
-            | Change::AddInternalRange(_)
-            | Change::RemoveInternalRange(_) => return Ok(Written::No),
             Change::AddPeer(IpAddr::V4(peer)) => {
                 self.maps
                     .peers
@@ -133,7 +113,7 @@ impl Dataplane {
                     .await?;
             }
             Change::RemoveSnat(IpAddr::V4(address)) => self.remove_snat(address)?,
-            // IPv6 is not in what is applied.
+            // Ranges and masquerade rules are made already, and IPv6 is not in what is applied.
             _ => return Ok(Written::No),
         }
         Ok(Written::Yes)
@@ -194,6 +174,54 @@ impl Dataplane {
 enum Written {
     Yes,
     No,
+}
+
+/// What comes and goes in the table as a whole, whatever is done about single pods and addresses.
+#[derive(Default)]
+struct NftChanges {
+    internal_ranges: RangeChange,
+    guard_ranges: RangeChange,
+    pod_ranges: RangeChange,
+    masquerade: BTreeMap<MasqueradeMatch, MasqueradeAction>,
+    not_masquerade: Vec<MasqueradeMatch>,
+}
+
+impl NftChanges {
+    fn take(&mut self, change: &Change) {
+        match change {
+            Change::AddInternalRange(range) => self.internal_ranges.added.push(*range),
+            Change::RemoveInternalRange(range) => self.internal_ranges.removed.push(*range),
+            Change::AddGuardRange(range) => self.guard_ranges.added.push(*range),
+            Change::RemoveGuardRange(range) => self.guard_ranges.removed.push(*range),
+            Change::AddPodRange(range) => self.pod_ranges.added.push(*range),
+            Change::RemovePodRange(range) => self.pod_ranges.removed.push(*range),
+            Change::SetMasquerade(rule, action) => {
+                self.masquerade.insert(*rule, *action);
+            }
+            Change::RemoveMasquerade(rule) => self.not_masquerade.push(*rule),
+            _ => {}
+        }
+    }
+
+    /// In the order of the changes: inside of the cluster nothing is guarded or masqueraded, the guard is there before pods
+    /// are, and the rules are there before what they are about. What goes from a set goes in the same batch as what comes:
+    /// the kernel refuses ranges that overlap, even for an instant.
+    fn commit(self, report: &mut Report) {
+        let mut note = |object: &str, outcome: Result<usize, NftError>| match outcome {
+            Ok(written) => report.changes += written,
+            Err(error) => fail(report, object, &error),
+        };
+        let internal_ranges = self.internal_ranges.commit(SetName::InternalRanges);
+        note("internal ranges", internal_ranges);
+        note(
+            "guard ranges",
+            self.guard_ranges.commit(SetName::GuardRanges),
+        );
+        let rules = self.masquerade.len() + self.not_masquerade.len();
+        let masquerade = Ruleset::change_masquerade(&self.masquerade, &self.not_masquerade);
+        note("masquerade rules", masquerade.map(|()| rules));
+        note("pod ranges", self.pod_ranges.commit(SetName::PodRanges));
+    }
 }
 
 /// The ranges that come and go in one set.

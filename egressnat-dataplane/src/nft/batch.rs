@@ -137,6 +137,19 @@ pub(super) unsafe fn header(
     }
 }
 
+/// A request of its own, outside of a batch: its payload is written by `build`.
+pub(super) fn request(kind: i32, flags: i32, build: impl FnOnce(*mut libc::nlmsghdr)) -> Vec<u8> {
+    let mut buffer = vec![0u8; 4096];
+    // SAFETY: there is room for a header and what our requests say, which is a few names.
+    let length = unsafe {
+        let header = header(buffer.as_mut_ptr().cast(), kind, flags, 1);
+        build(header);
+        (*header).nlmsg_len as usize
+    };
+    buffer.truncate(length);
+    buffer
+}
+
 /// The first error among the messages of one answer. Acknowledgments are errors of code 0.
 fn first_error(mut bytes: &[u8]) -> Option<i32> {
     while let Some(header) = Header::of(bytes) {

@@ -7,6 +7,8 @@ use nftnl::expr::Expression;
 use nftnl::{Chain, Rule};
 use nftnl_sys as sys;
 
+use super::counter::{Counter, OBJECT_COUNTER};
+
 enum Value {
     U32(u32),
     Data(Vec<u8>),
@@ -142,16 +144,18 @@ pub(super) fn ct_state() -> Expr {
 
 /// `& mask`, of a number in host byte order.
 pub(super) fn and(mask: u32) -> Expr {
+    and_octets(mask.to_ne_bytes())
+}
+
+/// `& mask`, byte by byte.
+pub(super) fn and_octets(mask: [u8; 4]) -> Expr {
     expr(
         c"bitwise",
         vec![
             (sys::NFTNL_EXPR_BITWISE_SREG, Value::U32(REGISTER)),
             (sys::NFTNL_EXPR_BITWISE_DREG, Value::U32(REGISTER)),
             (sys::NFTNL_EXPR_BITWISE_LEN, Value::U32(4)),
-            (
-                sys::NFTNL_EXPR_BITWISE_MASK,
-                Value::Data(mask.to_ne_bytes().into()),
-            ),
+            (sys::NFTNL_EXPR_BITWISE_MASK, Value::Data(mask.into())),
             (sys::NFTNL_EXPR_BITWISE_XOR, Value::Data(vec![0; 4])),
         ],
     )
@@ -236,6 +240,28 @@ pub(super) fn notrack() -> Expr {
 /// `counter`
 pub(super) fn counter() -> Expr {
     expr(c"counter", vec![])
+}
+
+/// `counter name`
+pub(super) fn named_counter(counter: Counter) -> Expr {
+    expr(
+        c"objref",
+        vec![
+            (sys::NFTNL_EXPR_OBJREF_IMM_TYPE, Value::U32(OBJECT_COUNTER)),
+            (
+                sys::NFTNL_EXPR_OBJREF_IMM_NAME,
+                Value::Text(counter.as_cstr().into()),
+            ),
+        ],
+    )
+}
+
+/// `goto chain`
+pub(super) fn goto(chain: &CStr) -> Expr {
+    let mut goto = verdict(libc::NFT_GOTO);
+    goto.attributes
+        .push((sys::NFTNL_EXPR_IMM_CHAIN as u16, Value::Text(chain.into())));
+    goto
 }
 
 fn verdict(code: i32) -> Expr {

@@ -1,14 +1,14 @@
 //! Reading back what the kernel has.
 
 use std::collections::BTreeSet;
-use std::ffi::{CString, c_char, c_void};
+use std::ffi::{CString, c_void};
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 use nftnl_sys as sys;
 
-use super::batch::NftError;
-use super::ruleset::{FAMILY, TABLE};
+use super::batch::{NftError, request};
+use super::ruleset::TABLE;
 use super::set::{Elements, SetName};
 use crate::netfilter::{AskError, ask};
 
@@ -61,21 +61,15 @@ pub(super) fn ranges(name: SetName) -> Result<BTreeSet<Ipv4Net>, NftError> {
 
 fn elements(name: SetName) -> Result<Vec<Element>, NftError> {
     let set = Elements::of(name);
-    let mut buffer = vec![0u8; 4096];
-    // SAFETY: the request fits: a header and two names.
-    let request = unsafe {
-        let header = sys::nftnl_nlmsg_build_hdr(
-            buffer.as_mut_ptr().cast::<c_char>(),
-            libc::NFT_MSG_GETSETELEM as u16,
-            FAMILY as u16,
-            libc::NLM_F_DUMP as u16,
-            1,
-        );
-        sys::nftnl_set_elems_nlmsg_build_payload(header, set.as_ptr());
-        &buffer[..(*header).nlmsg_len as usize]
-    };
     let mut elements = Vec::new();
-    for message in ask(request)? {
+    for message in ask(&request(
+        libc::NFT_MSG_GETSETELEM,
+        libc::NLM_F_DUMP,
+        |header| {
+            // SAFETY: the request has room for two names, and the set lives.
+            unsafe { sys::nftnl_set_elems_nlmsg_build_payload(header, set.as_ptr()) }
+        },
+    ))? {
         // SAFETY: `message` is one whole netlink message; the set it is parsed into is freed below.
         unsafe {
             let parsed = sys::nftnl_set_alloc();
@@ -116,23 +110,16 @@ unsafe extern "C" fn collect(element: *mut sys::nftnl_set_elem, into: *mut c_voi
 
 /// The userdata of our table, if there is a table: it names the layout.
 pub(super) fn table_userdata() -> Result<Option<Vec<u8>>, NftError> {
-    let mut buffer = vec![0u8; 4096];
-    // SAFETY: the request fits; the table is freed after its name was copied.
-    let request = unsafe {
-        let table = sys::nftnl_table_alloc();
-        sys::nftnl_table_set_str(table, sys::NFTNL_TABLE_NAME as u16, TABLE.as_ptr());
-        let header = sys::nftnl_nlmsg_build_hdr(
-            buffer.as_mut_ptr().cast::<c_char>(),
-            libc::NFT_MSG_GETTABLE as u16,
-            FAMILY as u16,
-            libc::NLM_F_ACK as u16,
-            1,
-        );
-        sys::nftnl_table_nlmsg_build_payload(header, table);
-        sys::nftnl_table_free(table);
-        &buffer[..(*header).nlmsg_len as usize]
-    };
-    let answer = match ask(request) {
+    let request = request(libc::NFT_MSG_GETTABLE, libc::NLM_F_ACK, |header| {
+        // SAFETY: the request has room for a name; the table is freed after it was copied.
+        unsafe {
+            let table = sys::nftnl_table_alloc();
+            sys::nftnl_table_set_str(table, sys::NFTNL_TABLE_NAME as u16, TABLE.as_ptr());
+            sys::nftnl_table_nlmsg_build_payload(header, table);
+            sys::nftnl_table_free(table);
+        }
+    });
+    let answer = match ask(&request) {
         Err(AskError::Refused(error)) if error.raw_os_error() == Some(libc::ENOENT) => {
             return Ok(None);
         }

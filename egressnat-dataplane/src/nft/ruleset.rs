@@ -1,15 +1,18 @@
 //! Our table: made whole once per layout; afterwards only elements change.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{CStr, CString, c_void};
 use std::net::Ipv4Addr;
 
+use egressnat_core::model::{MasqueradeAction, MasqueradeMatch, MasqueradeRules};
 use ipnet::Ipv4Net;
 use nftnl::{Batch, Chain, ChainType, Hook, MsgType, NlMsg, Policy, ProtoFamily, Table};
 use nftnl_sys as sys;
 
 use super::batch::{NftError, commit, header};
+use super::counter::Counter;
 use super::expr::{self, rule};
+use super::masquerade;
 use super::query;
 use super::set::{Change, Elements, SetName};
 use crate::mark::MarkMask;
@@ -18,12 +21,15 @@ use crate::mark::MarkMask;
 pub(crate) const TABLE: &CStr = c"egressnat";
 pub(super) const FAMILY: ProtoFamily = ProtoFamily::Ipv4;
 
+/// The chain of what no policy decides.
+pub(super) const MASQUERADE: &CStr = c"masquerade";
+
 /// Counts up with every change of chains, rules or sets: a table of another layout is replaced in one batch.
-const LAYOUT: u32 = 1;
+const LAYOUT: u32 = 2;
 
 /// Priorities at the hooks (netfilter's `nf_ip_hook_priorities`).
 const RAW: i32 = -300;
-/// After connection tracking (-200), where `ct` can be read.
+/// After connection tracking (-200), where `ct` can be read; before filters (0).
 const MANGLE: i32 = -150;
 /// Before other source NAT (100): what we decide is decided.
 const BEFORE_SRCNAT: i32 = 95;
@@ -57,9 +63,17 @@ impl Ruleset {
     /// Makes the table unless it is there in this very layout. Returns whether it was made.
     pub(crate) fn ensure(&self) -> Result<bool, NftError> {
         let comment = query::comment_userdata(&self.comment());
-        if query::table_userdata()?.is_some_and(|userdata| userdata == comment) {
+        let present = query::table_userdata()?;
+        if present.as_ref() == Some(&comment) {
             return Ok(false);
         }
+        let (kept, rules) = match present {
+            Some(userdata) => (
+                self.kept_elements(&userdata),
+                masquerade::read().unwrap_or_default(),
+            ),
+            None => Default::default(),
+        };
         let mut batch = Batch::new();
         // Add before delete: deleting what is not there would fail the batch.
         batch.add(&Named(&[]), MsgType::Add);
@@ -68,11 +82,19 @@ impl Ruleset {
         for name in SetName::ALL {
             batch.add(&Elements::of(name), MsgType::Add);
         }
+        for counter in Counter::ALL {
+            batch.add(&counter, MsgType::Add);
+        }
         let table = Table::new(TABLE, FAMILY);
         self.raw_chains(&table, &mut batch);
         self.prerouting_chain(&table, &mut batch);
-        self.postrouting_chain(&table, &mut batch);
         self.guard_chain(&table, &mut batch);
+        masquerade_chain(&table, &rules, &mut batch);
+        self.postrouting_chain(&table, &mut batch);
+        self.last_chain(&table, &mut batch);
+        for elements in &kept {
+            elements.add_to(&mut batch, Change::Add);
+        }
         commit(&batch.finalize(), "table ip egressnat")?;
         Ok(true)
     }
@@ -189,33 +211,85 @@ impl Ruleset {
                 expr::mark(),
                 expr::and(ours),
                 expr::is_not(&0u32.to_ne_bytes()),
+                expr::is_not(&self.mark.forward().to_ne_bytes()),
                 expr::counter(),
                 expr::drop_packet(),
             ],
         );
         add(
-            c"all else of this node's pods leaves with the node's address",
+            c"known pods: no policy decides",
+            &[
+                expr::mark(),
+                expr::and(ours),
+                expr::is(&self.mark.forward().to_ne_bytes()),
+                expr::goto(MASQUERADE),
+            ],
+        );
+        add(
+            c"pods that are not known yet",
             &[
                 expr::source(),
                 expr::is_in(SetName::PodRanges.as_cstr()),
-                expr::destination(),
-                expr::is_not_in(SetName::InternalRanges.as_cstr()),
-                expr::counter(),
-                expr::masquerade(),
+                expr::goto(MASQUERADE),
             ],
         );
     }
 
-    /// Source NAT is not asked about a flow that has a binding already, nor about packets that conntrack calls invalid.
+    /// Every packet of a known pod is decided, and carries the decision as its mark. What comes from a pod's address and
+    /// carries none is of a pod that is not known (E43). Here the destination is the one that the packet leaves to.
     fn guard_chain(&self, table: &Table, batch: &mut Batch) {
         let chain = base_chain(
             c"guard",
+            table,
+            ChainType::Filter,
+            Hook::Forward,
+            MANGLE,
+            batch,
+        );
+        let replies = [
+            expr::ct_direction(),
+            expr::is(&[CT_DIRECTION_REPLY]),
+            expr::accept(),
+        ];
+        let comment = c"replies of connections that came in from outside are not egress";
+        batch.add(&rule(&chain, comment, &replies), MsgType::Add);
+        let undecided = [
+            expr::mark(),
+            expr::and(self.mark.mask()),
+            expr::is(&0u32.to_ne_bytes()),
+            expr::source(),
+            expr::is_in(SetName::PodRanges.as_cstr()),
+            expr::destination(),
+            expr::is_in(SetName::GuardRanges.as_cstr()),
+            expr::is_not_in(SetName::InternalRanges.as_cstr()),
+            expr::named_counter(Counter::Undecided),
+            expr::drop_packet(),
+        ];
+        let comment = c"to a strict destination, and nobody has decided about it";
+        batch.add(&rule(&chain, comment, &undecided), MsgType::Add);
+    }
+
+    /// Source NAT is not asked about a flow that has a binding already, nor about packets that conntrack calls invalid.
+    fn last_chain(&self, table: &Table, batch: &mut Batch) {
+        let chain = base_chain(
+            c"after_nat",
             table,
             ChainType::Filter,
             Hook::PostRouting,
             AFTER_SRCNAT,
             batch,
         );
+        let decided_to_forward = [
+            expr::mark(),
+            expr::and(self.mark.mask()),
+            expr::is(&self.mark.forward().to_ne_bytes()),
+            expr::mark(),
+            expr::and(!self.mark.mask()),
+            expr::set_mark(),
+            expr::accept(),
+        ];
+        let comment = c"known pods, no policy decides: the mark has done its work";
+        batch.add(&rule(&chain, comment, &decided_to_forward), MsgType::Add);
         let exprs = [
             expr::mark(),
             expr::and(self.mark.tunnel()),
@@ -231,6 +305,43 @@ impl Ruleset {
         ];
         let comment = c"should leave with an egress IP and still has a pod's address";
         batch.add(&rule(&chain, comment, &exprs), MsgType::Add);
+    }
+
+    /// What a table of another layout has in the sets of this one: it goes into the new table in the same batch, so that the
+    /// guard holds and translation goes on while the layout changes.
+    fn kept_elements(&self, userdata: &[u8]) -> Vec<Elements> {
+        let ranges = [
+            SetName::PodRanges,
+            SetName::InternalRanges,
+            SetName::GuardRanges,
+        ];
+        // A set that the old layout has not is empty.
+        let mut kept: Vec<Elements> = ranges
+            .into_iter()
+            .map(|name| {
+                let ranges = query::ranges(name).unwrap_or_default().into_iter();
+                ranges.fold(Elements::of(name), Elements::range)
+            })
+            .collect();
+        let floating = query::addresses(SetName::FloatingIps).unwrap_or_default();
+        kept.push(
+            floating
+                .into_iter()
+                .fold(Elements::of(SetName::FloatingIps), Elements::address),
+        );
+        // Marks mean the same as long as the mask is the same.
+        let mask = format!("mark {},", self.mark);
+        if String::from_utf8_lossy(userdata).contains(&mask) {
+            let mapped = query::mappings(SetName::EgressIps).unwrap_or_default();
+            kept.push(
+                mapped
+                    .into_iter()
+                    .fold(Elements::of(SetName::EgressIps), |elements, (mark, ip)| {
+                        elements.mapping(mark, ip)
+                    }),
+            );
+        }
+        kept
     }
 
     /// Removes the table. Returns whether there was one.
@@ -260,6 +371,24 @@ impl Ruleset {
         commit(&batch.finalize(), what)
     }
 
+    /// Sets and removes masquerade rules, all in one batch.
+    pub(crate) fn change_masquerade(
+        set: &BTreeMap<MasqueradeMatch, MasqueradeAction>,
+        removed: &[MasqueradeMatch],
+    ) -> Result<(), NftError> {
+        masquerade::change(set, removed)
+    }
+
+    /// The masquerade rules now.
+    pub(crate) fn masquerade() -> Result<MasqueradeRules, NftError> {
+        masquerade::read()
+    }
+
+    /// How many packets a counter has.
+    pub(crate) fn packets(counter: Counter) -> Result<u64, NftError> {
+        counter.packets()
+    }
+
     /// The ranges in an interval set now.
     pub(crate) fn ranges(name: SetName) -> Result<BTreeSet<Ipv4Net>, NftError> {
         query::ranges(name)
@@ -274,6 +403,23 @@ impl Ruleset {
     pub(crate) fn mappings(name: SetName) -> Result<BTreeSet<(u32, Ipv4Addr)>, NftError> {
         query::mappings(name)
     }
+}
+
+/// What no policy decides: not inside the cluster, then by the masquerade rules, which stand between these two.
+fn masquerade_chain(table: &Table, rules: &MasqueradeRules, batch: &mut Batch) {
+    let chain = Chain::new(MASQUERADE, table);
+    batch.add(&chain, MsgType::Add);
+    let internal = [
+        expr::destination(),
+        expr::is_in(SetName::InternalRanges.as_cstr()),
+        expr::accept(),
+    ];
+    let comment = c"inside the cluster";
+    batch.add(&rule(&chain, comment, &internal), MsgType::Add);
+    masquerade::add_all(&chain, rules, batch);
+    let comment = c"all else of this node's pods leaves with the node's address";
+    let all_else = [expr::counter(), expr::masquerade()];
+    batch.add(&rule(&chain, comment, &all_else), MsgType::Add);
 }
 
 fn base_chain<'a>(

@@ -27,6 +27,8 @@ pub(crate) enum SetName {
     PodRanges,
     /// Ranges inside the cluster.
     InternalRanges,
+    /// Destinations of strict policies.
+    GuardRanges,
     /// Floating IPs that this node holds.
     FloatingIps,
     /// Mark → egress IP.
@@ -34,9 +36,10 @@ pub(crate) enum SetName {
 }
 
 impl SetName {
-    pub(super) const ALL: [SetName; 4] = [
+    pub(super) const ALL: [SetName; 5] = [
         SetName::PodRanges,
         SetName::InternalRanges,
+        SetName::GuardRanges,
         SetName::FloatingIps,
         SetName::EgressIps,
     ];
@@ -45,6 +48,7 @@ impl SetName {
         match self {
             SetName::PodRanges => c"pod_ranges",
             SetName::InternalRanges => c"internal_ranges",
+            SetName::GuardRanges => c"guard_ranges",
             SetName::FloatingIps => c"floating_ips",
             SetName::EgressIps => c"egress_ips",
         }
@@ -54,6 +58,7 @@ impl SetName {
         match self {
             SetName::PodRanges => c"pods of this node: masqueraded unless decided otherwise",
             SetName::InternalRanges => c"pod, service and node addresses: never masqueraded",
+            SetName::GuardRanges => c"destinations of strict policies: for decided packets only",
             SetName::FloatingIps => c"floating IPs on this node: no new inbound connections",
             SetName::EgressIps => c"mark to egress IP, for floating IPs on this node",
         }
@@ -61,7 +66,9 @@ impl SetName {
 
     fn flags(self) -> u32 {
         match self {
-            SetName::PodRanges | SetName::InternalRanges => libc::NFT_SET_INTERVAL as u32,
+            SetName::PodRanges | SetName::InternalRanges | SetName::GuardRanges => {
+                libc::NFT_SET_INTERVAL as u32
+            }
             SetName::FloatingIps => 0,
             SetName::EgressIps => libc::NFT_SET_MAP as u32,
         }

@@ -1,0 +1,117 @@
+//! Named counters: what the table counts, for people and for us.
+
+use std::ffi::{CStr, c_void};
+use std::ptr::NonNull;
+
+use nftnl::{MsgType, NlMsg};
+use nftnl_sys as sys;
+
+use super::batch::{NftError, header, request};
+use super::ruleset::{FAMILY, TABLE};
+use crate::netfilter::ask;
+
+/// The type of counters among the objects of nftables (`NFT_OBJECT_COUNTER` in `linux/netfilter/nf_tables.h`).
+pub(super) const OBJECT_COUNTER: u32 = 1;
+
+/// The named counters of our table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Counter {
+    /// What the guard dropped.
+    Undecided,
+}
+
+impl Counter {
+    pub(super) const ALL: [Counter; 1] = [Counter::Undecided];
+
+    pub(super) fn as_cstr(self) -> &'static CStr {
+        match self {
+            Counter::Undecided => c"undecided",
+        }
+    }
+
+    fn comment(self) -> &'static CStr {
+        match self {
+            Counter::Undecided => c"dropped by the guard: no decision, to a strict destination",
+        }
+    }
+
+    /// How many packets were counted since the table was made.
+    pub(super) fn packets(self) -> Result<u64, NftError> {
+        let object = Object::new(self);
+        let mut packets = 0;
+        for message in ask(&request(libc::NFT_MSG_GETOBJ, libc::NLM_F_ACK, |header| {
+            // SAFETY: the request has room for two names, and the object lives.
+            unsafe { sys::nftnl_obj_nlmsg_build_payload(header, object.0.as_ptr()) }
+        }))? {
+            let answer = Object::empty();
+            // SAFETY: `message` is one whole netlink message, and the object that it is parsed into lives.
+            unsafe {
+                if sys::nftnl_obj_nlmsg_parse(message.as_ptr(), answer.0.as_ptr()) >= 0 {
+                    packets =
+                        sys::nftnl_obj_get_u64(answer.0.as_ptr(), sys::NFTNL_OBJ_CTR_PKTS as u16);
+                }
+            }
+        }
+        Ok(packets)
+    }
+}
+
+/// An object of libnftnl, freed when dropped.
+struct Object(NonNull<sys::nftnl_obj>);
+
+impl Object {
+    fn empty() -> Self {
+        // SAFETY: an allocation without arguments.
+        let object = unsafe { sys::nftnl_obj_alloc() };
+        Self(NonNull::new(object).expect("allocation of a few hundred bytes"))
+    }
+
+    fn new(counter: Counter) -> Self {
+        let object = Self::empty();
+        let raw = object.0.as_ptr();
+        // SAFETY: a fresh object; every setter copies; the userdata buffer is freed after it was copied.
+        unsafe {
+            sys::nftnl_obj_set_u32(raw, sys::NFTNL_OBJ_FAMILY as u16, FAMILY as u32);
+            sys::nftnl_obj_set_str(raw, sys::NFTNL_OBJ_TABLE as u16, TABLE.as_ptr());
+            sys::nftnl_obj_set_str(raw, sys::NFTNL_OBJ_NAME as u16, counter.as_cstr().as_ptr());
+            sys::nftnl_obj_set_u32(raw, sys::NFTNL_OBJ_TYPE as u16, OBJECT_COUNTER);
+            let userdata = sys::nftnl_udata_buf_alloc(256);
+            sys::nftnl_udata_put_strz(
+                userdata,
+                sys::NFTNL_UDATA_OBJ_COMMENT as u8,
+                counter.comment().as_ptr(),
+            );
+            sys::nftnl_obj_set_data(
+                raw,
+                sys::NFTNL_OBJ_USERDATA as u16,
+                sys::nftnl_udata_buf_data(userdata),
+                sys::nftnl_udata_buf_len(userdata),
+            );
+            sys::nftnl_udata_buf_free(userdata);
+        }
+        object
+    }
+}
+
+impl Drop for Object {
+    fn drop(&mut self) {
+        // SAFETY: we own the object, and it is freed once.
+        unsafe { sys::nftnl_obj_free(self.0.as_ptr()) }
+    }
+}
+
+// SAFETY: writes one message into a buffer that nftnl made large enough for one.
+unsafe impl NlMsg for Counter {
+    unsafe fn write(&self, buffer: *mut c_void, sequence: u32, message: MsgType) {
+        let (kind, flags) = match message {
+            MsgType::Add => (libc::NFT_MSG_NEWOBJ, libc::NLM_F_CREATE),
+            MsgType::Del => (libc::NFT_MSG_DELOBJ, 0),
+        };
+        let object = Object::new(*self);
+        // SAFETY: the object outlives the message's making.
+        unsafe {
+            let header = header(buffer, kind, flags, sequence);
+            sys::nftnl_obj_nlmsg_build_payload(header, object.0.as_ptr());
+        }
+    }
+}
