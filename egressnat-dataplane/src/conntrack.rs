@@ -5,6 +5,7 @@
 
 use std::net::Ipv4Addr;
 
+use egressnat_core::model::Protocol;
 use thiserror::Error;
 
 use crate::netfilter::{AskError, HEADER, ask};
@@ -32,6 +33,8 @@ const TUPLE_REPLY: u16 = 2;
 const ID: u16 = 12;
 const ZONE: u16 = 18;
 const TUPLE_IP: u16 = 1;
+const TUPLE_PROTOCOL: u16 = 2;
+const PROTOCOL_NUMBER: u16 = 1;
 const IPV4_SOURCE: u16 = 1;
 const IPV4_DESTINATION: u16 = 2;
 
@@ -52,6 +55,8 @@ pub(crate) struct Connection {
     pub(crate) answered_by: Ipv4Addr,
     /// Whom the other side sees: where replies go to.
     pub(crate) seen_as: Ipv4Addr,
+    /// Over what.
+    pub(crate) protocol: Option<Protocol>,
     /// The attributes by which the kernel finds it again.
     pub(crate) identity: Vec<u8>,
 }
@@ -113,6 +118,9 @@ fn parse(attributes: &[u8]) -> Option<Connection> {
         destination: address(original, IPV4_DESTINATION)?,
         answered_by: address(reply, IPV4_SOURCE)?,
         seen_as: address(reply, IPV4_DESTINATION)?,
+        protocol: find(original, TUPLE_PROTOCOL)
+            .and_then(|protocol| find(protocol, PROTOCOL_NUMBER)?.first())
+            .map(|number| Protocol(*number)),
         identity,
     })
 }
@@ -172,7 +180,12 @@ mod tests {
             attribute(IPV4_DESTINATION, &destination),
         ]
         .concat();
-        attribute(kind | 0x8000, &attribute(TUPLE_IP | 0x8000, &ip))
+        let protocol = attribute(PROTOCOL_NUMBER, &[17]);
+        let parts = [
+            attribute(TUPLE_IP | 0x8000, &ip),
+            attribute(TUPLE_PROTOCOL | 0x8000, &protocol),
+        ];
+        attribute(kind | 0x8000, &parts.concat())
     }
 
     #[test]
@@ -191,6 +204,7 @@ mod tests {
         assert_eq!(connection.destination, Ipv4Addr::new(8, 8, 8, 8));
         assert_eq!(connection.answered_by, connection.destination);
         assert_eq!(connection.seen_as, Ipv4Addr::new(192, 168, 1, 100));
+        assert_eq!(connection.protocol, Some(Protocol::UDP));
         assert_eq!(connection.identity, [original, id].concat());
     }
 

@@ -85,7 +85,7 @@ impl Dataplane {
         for ifindex in programs.steered()? {
             match interfaces.get(&ifindex) {
                 Some(name) => {
-                    programs.attach(Hook::Steer, name, ifindex)?;
+                    opened += usize::from(programs.attach(Hook::Steer, name, ifindex)?);
                     steered.insert(ifindex);
                 }
                 None => programs.detach_steer(ifindex)?,
@@ -208,16 +208,16 @@ impl Dataplane {
             Err(error) => fail(report, "table ip egressnat", &error),
         }
         match self.network.ensure_tunnel(&self.config, &self.uplink).await {
-            Ok((_, 0)) => {}
             Ok((index, changes)) => {
                 report.changes += changes;
+                let name = &self.config.tunnel_device;
                 for hook in [Hook::Encap, Hook::Decap] {
-                    match self
-                        .programs
-                        .attach(hook, &self.config.tunnel_device, index)
-                    {
+                    if changes == 0 && self.programs.is_attached(hook, name) {
+                        continue;
+                    }
+                    match self.programs.attach(hook, name, index) {
                         Ok(made) => report.changes += usize::from(made),
-                        Err(error) => fail(report, &self.config.tunnel_device, &error),
+                        Err(error) => fail(report, name, &error),
                     }
                 }
             }
@@ -285,7 +285,7 @@ impl Dataplane {
         }
     }
 
-    /// Programs go on the interfaces of selected pods and off all others.
+    /// Programs go on the interfaces of known pods, back on where somebody took them off, and off all others.
     async fn attach_steering(
         &mut self,
         desired: &NodePlan,
@@ -299,9 +299,6 @@ impl Dataplane {
             .filter_map(ipv4)
             .filter_map(|address| routes.get(&address).copied())
             .collect();
-        if wanted == self.steered {
-            return;
-        }
         let interfaces = match self.network.interfaces().await {
             Ok(interfaces) => interfaces,
             Err(error) => return fail(report, "interfaces of pods", &error),
@@ -315,12 +312,12 @@ impl Dataplane {
         }
         for ifindex in wanted {
             // An interface that vanished meanwhile: its route goes too, and we are told.
-            let Some(name) = interfaces
-                .get(&ifindex)
-                .filter(|_| !self.steered.contains(&ifindex))
-            else {
+            let Some(name) = interfaces.get(&ifindex) else {
                 continue;
             };
+            if self.steered.contains(&ifindex) && self.programs.is_attached(Hook::Steer, name) {
+                continue;
+            }
             match self.programs.attach(Hook::Steer, name, ifindex) {
                 Ok(made) => {
                     report.changes += usize::from(made);

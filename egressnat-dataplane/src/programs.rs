@@ -286,6 +286,15 @@ impl Programs {
         Ok(true)
     }
 
+    /// Whether this very program is on an interface: others may have taken it off, whatever is pinned.
+    pub(crate) fn is_attached(&mut self, hook: Hook, interface: &str) -> bool {
+        let Ok(own) = self.program(hook).info() else {
+            return false;
+        };
+        SchedClassifier::query_tcx(interface, hook.side())
+            .is_ok_and(|(_, programs)| programs.iter().any(|program| program.id() == own.id()))
+    }
+
     /// The interfaces that have `steer` pinned, by index.
     pub(crate) fn steered(&self) -> Result<Vec<u32>, ProgramsError> {
         let read_error = |source| ProgramsError::Pins {
@@ -321,10 +330,14 @@ fn check_bpffs(path: &Path) -> Result<(), ProgramsError> {
 
 /// Removing the pin drops the last reference to the link: the kernel detaches the program.
 fn remove_pin(pin: &Path) -> Result<(), ProgramsError> {
-    fs::remove_file(pin).map_err(|source| ProgramsError::Pins {
-        path: pin.to_owned(),
-        source,
-    })
+    match fs::remove_file(pin) {
+        // Somebody else was faster.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        removed => removed.map_err(|source| ProgramsError::Pins {
+            path: pin.to_owned(),
+            source,
+        }),
+    }
 }
 
 /// The key of a destination prefix.
@@ -332,3 +345,7 @@ pub(crate) fn destination_key(set: u32, prefix: ipnet::Ipv4Net) -> Key<Destinati
     let bits = DestinationKey::SET_BITS + u32::from(prefix.prefix_len());
     Key::new(bits, DestinationKey::new(set, prefix.network()))
 }
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test fails by it")]
+mod tests;

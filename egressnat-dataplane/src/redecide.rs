@@ -61,6 +61,7 @@ fn is_stale(connection: &Connection, plan: &NodePlan) -> bool {
         destination,
         answered_by,
         seen_as,
+        protocol,
         ..
     } = connection;
     let is_internal = || {
@@ -69,7 +70,7 @@ fn is_stale(connection: &Connection, plan: &NodePlan) -> bool {
             .iter()
             .any(|range| range.contains(&destination))
     };
-    match plan.decide(IpAddr::V4(*source), IpAddr::V4(*destination), None) {
+    match plan.decide(IpAddr::V4(*source), IpAddr::V4(*destination), *protocol) {
         // Who translates inside the cluster is not we.
         Decision::Keep => seen_as != source && !is_internal(),
         // Translated here if we hold the address, else on the gateway node and not here.
@@ -203,6 +204,7 @@ mod tests {
                 destination: destination.parse().unwrap(),
                 answered_by: destination.parse().unwrap(),
                 seen_as: seen_as.parse().unwrap(),
+                protocol: None,
                 identity: Vec::new(),
             };
             assert_eq!(is_stale(&connection, &plan), want, "{name}");

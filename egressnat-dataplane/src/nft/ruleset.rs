@@ -21,8 +21,8 @@ use crate::mark::MarkMask;
 pub(crate) const TABLE: &CStr = c"egressnat";
 pub(super) const FAMILY: ProtoFamily = ProtoFamily::Ipv4;
 
-/// The chain of what no policy decides.
-pub(super) const MASQUERADE: &CStr = c"masquerade";
+/// The chain of what no policy decides. `masquerade` alone is a word of the language of nft, which could not list it.
+pub(super) const MASQUERADE: &CStr = c"masquerade_rules";
 
 /// Counts up with every change of chains, rules or sets: a table of another layout is replaced in one batch.
 const LAYOUT: u32 = 2;

@@ -7,6 +7,8 @@
     reason = "a test whose network cannot be made fails there"
 )]
 
+mod guard;
+mod masquerade;
 mod network;
 
 use egressnat_dataplane::cleanup;
@@ -102,6 +104,8 @@ fn cleanup_leaves_nothing_and_does_so_twice() {
     let before = state(&network);
     network.apply_all("n1");
     assert_ne!(state(&network), before);
+    // As of another version.
+    std::fs::create_dir(network.pins("n1").join("v0")).unwrap();
     let config = network.config("n1");
     let clean = move || runtime().block_on(cleanup(&config));
     let report = network.enter("n1", clean.clone());

@@ -7,7 +7,8 @@ use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::PathBuf;
 use std::process::Command;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -92,7 +93,7 @@ impl Network {
         format!("{}-{name}", self.prefix)
     }
 
-    fn add_namespace(&mut self, name: &str) {
+    pub(crate) fn add_namespace(&mut self, name: &str) {
         let namespace = self.namespace(name);
         run(&format!("ip netns add {namespace}"));
         self.namespaces.push(namespace);
@@ -102,6 +103,11 @@ impl Network {
     /// A pod `10.10.NODE.N`, with a veth pair and a route of its own.
     pub(crate) fn add_pod(&mut self, address: &str) {
         self.add_namespace(address);
+        self.connect_pod(address);
+    }
+
+    /// The veth pair and the route of a pod.
+    pub(crate) fn connect_pod(&self, address: &str) {
         let octets = address.parse::<Ipv4Addr>().unwrap().octets();
         let node = format!("n{}", octets[2]);
         let (inside, outside) = (self.namespace(address), self.namespace(&node));
@@ -216,6 +222,42 @@ impl Network {
         })
     }
 
+    /// Sends UDP datagrams from a namespace to port 80 as fast as it can, until it is dropped. Starts before it returns, whether
+    /// there is a network yet or not.
+    pub(crate) fn send(&self, from: &str, to: &str) -> Sender {
+        let to = SocketAddr::from((to.parse::<Ipv4Addr>().unwrap(), PORT));
+        let socket = self.enter(from, || UdpSocket::bind("0.0.0.0:0").unwrap());
+        let stop = Arc::new(AtomicBool::new(false));
+        let is_over = Arc::clone(&stop);
+        thread::spawn(move || {
+            while !is_over.load(Ordering::Relaxed) {
+                let _ = socket.send_to(b"?", to);
+                thread::yield_now();
+            }
+        });
+        Sender(stop)
+    }
+
+    /// Counts packets that come into a namespace and match, under a name.
+    pub(crate) fn count(&self, name: &str, counter: &str, matches: &str) {
+        for command in [
+            "add table ip watch".to_owned(),
+            "add chain ip watch in { type filter hook prerouting priority -400 ; }".to_owned(),
+            format!("add counter ip watch {counter}"),
+            format!("add rule ip watch in {matches} counter name {counter}"),
+        ] {
+            self.exec(name, &format!("nft {command}"));
+        }
+    }
+
+    /// What a counter of a table has by now.
+    pub(crate) fn counted(&self, name: &str, table: &str, counter: &str) -> u64 {
+        let text = self.exec(name, &format!("nft list counter ip {table} {counter}"));
+        let mut words = text.split_whitespace();
+        words.find(|word| *word == "packets");
+        words.next().unwrap().parse().unwrap()
+    }
+
     /// Whether an echo request is answered.
     pub(crate) fn is_pinged(&self, from: &str, to: &str) -> bool {
         let namespace = self.namespace(from);
@@ -280,6 +322,15 @@ impl Drop for Network {
             try_run(&format!("ip netns del {namespace}"));
         }
         try_run(&format!("umount {}", self.bpffs.path().display()));
+    }
+}
+
+/// Ends the sending when dropped.
+pub(crate) struct Sender(Arc<AtomicBool>);
+
+impl Drop for Sender {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
     }
 }
 
