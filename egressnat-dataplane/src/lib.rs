@@ -9,6 +9,9 @@
 //!                                               encap (eBPF) ──UDP to the floating IP itself──►
 //! ```
 //!
+//! Every packet of a pod that the plan knows gets a decision from `steer`. nftables drops what comes from the node's pod
+//! ranges without one and goes to a destination of a strict policy, whether an agent runs or not.
+//!
 //! * [`Config`]: what it may use on the node; [`MarkMask`]: which bits of the packet mark.
 //! * [`Dataplane`]: open, apply, wait for changes.
 //! * [`cleanup`]: remove everything.

@@ -347,5 +347,4 @@ pub(crate) fn destination_key(set: u32, prefix: ipnet::Ipv4Net) -> Key<Destinati
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "a test fails by it")]
 mod tests;

@@ -18,6 +18,9 @@ pub(crate) fn affected_pods(
     let mut sets: BTreeSet<PolicySetId> = BTreeSet::new();
     for change in changes {
         match change {
+            // Nothing was steered before, and nothing is now.
+            Change::SetPod(pod, PolicySetId::EMPTY) if !observed.pods.contains_key(pod) => {}
+            Change::RemovePod(pod) if observed.pods.get(pod) == Some(&PolicySetId::EMPTY) => {}
             Change::SetPod(pod, _) | Change::RemovePod(pod) => pods.extend(ipv4(*pod)),
             Change::SetDestination(set, _, _) | Change::RemoveDestination(set, _) => {
                 sets.insert(*set);
@@ -231,5 +234,9 @@ mod tests {
             affected(Change::RemovePod(other)),
             BTreeSet::from([Ipv4Addr::new(10, 10, 1, 3)])
         );
+        let unselected = Change::SetPod(other, PolicySetId::EMPTY);
+        assert_eq!(affected(unselected), BTreeSet::new(), "it was not there");
+        let selected_no_more = affected_pods(&[unselected], &desired, &desired);
+        assert_eq!(selected_no_more.len(), 1);
     }
 }

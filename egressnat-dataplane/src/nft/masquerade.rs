@@ -232,6 +232,23 @@ fn text_of(userdata: &[u8]) -> String {
     }
 }
 
+/// Whether the rules stand between the two that are always there, the most specific first.
+#[cfg(test)]
+pub(super) fn is_ordered() -> Result<bool, NftError> {
+    let present = present()?;
+    let own: Vec<_> = present.iter().map(Present::parsed).collect();
+    Ok(match own.as_slice() {
+        [None, rules @ .., None] => {
+            let precedences: Option<Vec<_>> = rules
+                .iter()
+                .map(|rule| rule.map(|(rule, _)| Reverse(precedence(&rule))))
+                .collect();
+            precedences.is_some_and(|precedences| precedences.is_sorted())
+        }
+        _ => false,
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -467,3 +467,6 @@ unsafe impl NlMsg for Named<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

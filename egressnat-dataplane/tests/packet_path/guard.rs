@@ -91,6 +91,25 @@ fn inside_of_the_cluster_nothing_is_guarded() {
 }
 
 #[test]
+fn the_guard_sees_where_a_packet_really_goes() {
+    let network = Network::new();
+    network.apply_all("n2");
+    // As kube-proxy translates a service whose endpoint is outside.
+    for command in [
+        "add table ip foreign",
+        "add chain ip foreign services { type nat hook prerouting priority -100 ; }",
+        "add rule ip foreign services ip daddr 9.9.9.9 dnat to 8.8.8.8",
+    ] {
+        network.exec("n1", &format!("nft {command}"));
+    }
+    assert_eq!(network.seen_by_tcp("10.10.1.3", OTHER_SERVER), seen(NODE));
+    network.apply("n1", without(plan("n1", "n2"), "10.10.1.3"));
+    network.watch_for_leaks();
+    assert_eq!(network.seen_by_tcp("10.10.1.3", OTHER_SERVER), None);
+    assert_eq!(network.leaked(), 0);
+}
+
+#[test]
 fn answers_to_connections_from_outside_pass_the_guard_e14() {
     let network = Network::new();
     network.serve("10.10.1.3", "10.10.1.3");
