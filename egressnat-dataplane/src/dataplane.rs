@@ -159,7 +159,6 @@ impl Dataplane {
             }
         };
         let desired = self.applicable(plan, &routes, &mut report);
-        self.attach_steering(&desired, &routes, &mut report).await;
         let observed = match self.observe(&desired, &routes, &mut report).await {
             Ok(observed) => observed,
             Err(error) => {
@@ -180,6 +179,8 @@ impl Dataplane {
         }
         let changes = diff(&observed, &desired);
         self.change(&changes, &routes, &mut report).await;
+        // The guard is there, and holds until each pod has its program: the kernel takes some milliseconds for each.
+        self.attach_steering(&desired, &routes, &mut report).await;
         // A binding is made by a flow's first packet. Where the decision has changed, flows have to start anew.
         match forget_stale(&affected_pods(&changes, &observed, &desired), &desired) {
             Ok(forgotten) => report.changes += forgotten,
@@ -292,13 +293,8 @@ impl Dataplane {
         routes: &BTreeMap<Ipv4Addr, u32>,
         report: &mut Report,
     ) {
-        let wanted: BTreeSet<u32> = desired
-            .pods
-            .keys()
-            .copied()
-            .filter_map(ipv4)
-            .filter_map(|address| routes.get(&address).copied())
-            .collect();
+        let interface = |address: &IpAddr| routes.get(&ipv4(*address)?).copied();
+        let wanted: BTreeSet<u32> = desired.pods.keys().filter_map(interface).collect();
         let interfaces = match self.network.interfaces().await {
             Ok(interfaces) => interfaces,
             Err(error) => return fail(report, "interfaces of pods", &error),
@@ -310,7 +306,12 @@ impl Dataplane {
             }
             self.steered.remove(ifindex);
         }
-        for ifindex in wanted {
+        // Pods that something selects first: without a program, they wait for it.
+        let is_selected = |(_, set): &(&IpAddr, &PolicySetId)| **set != PolicySetId::EMPTY;
+        let selected = desired.pods.iter().filter(is_selected);
+        let selected: BTreeSet<u32> = selected.filter_map(|(ip, _)| interface(ip)).collect();
+        let others = wanted.difference(&selected);
+        for ifindex in selected.iter().chain(others).copied() {
             // An interface that vanished meanwhile: its route goes too, and we are told.
             let Some(name) = interfaces.get(&ifindex) else {
                 continue;
