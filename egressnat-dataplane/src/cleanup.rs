@@ -8,12 +8,12 @@ use egressnat_core::{Failure, Report};
 use crate::config::Config;
 use crate::dataplane::chain;
 use crate::network::Network;
-use crate::nft::Ruleset;
+use crate::nft::{Fence, Ruleset};
 
 /// Removes everything of ours from this namespace, whether an agent runs or not: programs, maps, ip rule, route, tunnel
-/// device, floating IPs, table. Running it again changes nothing.
+/// device, floating IPs, tables. Running it again changes nothing.
 ///
-/// Steering ends first and the table goes last, so that no packet leaves half translated in between.
+/// Steering ends first and the tables go last, so that no packet leaves half translated in between.
 pub async fn cleanup(config: &Config) -> Report {
     let mut report = Report::default();
     let mut note = |object: &str, outcome: Result<usize, String>| match outcome {
@@ -41,6 +41,12 @@ pub async fn cleanup(config: &Config) -> Report {
     note(
         "table ip egressnat",
         Ruleset::remove()
+            .map(usize::from)
+            .map_err(|error| chain(&error)),
+    );
+    note(
+        "table arp egressnat",
+        Fence::remove()
             .map(usize::from)
             .map_err(|error| chain(&error)),
     );

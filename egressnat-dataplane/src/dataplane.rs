@@ -4,6 +4,7 @@ mod change;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
+use std::time::{Duration, Instant};
 
 use egressnat_core::gateway::EgressId;
 use egressnat_core::model::{MasqueradeMatch, MasqueradeRules};
@@ -17,7 +18,7 @@ use crate::conntrack::ConntrackError;
 use crate::egress::EgressTable;
 use crate::maps::{DROP, DestinationKey, FORWARD, KEEP};
 use crate::network::{Network, NetworkError, Uplink, is_forwarding};
-use crate::nft::{Counter, NftError, Ruleset, SetName};
+use crate::nft::{Counter, Fence, NftError, Ruleset, SetName};
 use crate::programs::{Counters, Hook, Maps, Programs, ProgramsError};
 use crate::redecide::{affected_pods, forget_stale};
 
@@ -37,6 +38,9 @@ pub enum OpenError {
     #[error("could not prepare announcements")]
     Announce(#[from] AnnounceError),
 }
+
+/// How long writing a deadline may take: by so much the kernel's is earlier, so that it is never later.
+const FENCE_MARGIN: Duration = Duration::from_millis(100);
 
 /// The packet path of one node, in the network namespace it was opened in.
 ///
@@ -130,6 +134,29 @@ impl Dataplane {
         Ruleset::packets(Counter::Undecided)
     }
 
+    /// Lets this node use a floating IP until `deadline` and no longer, counted by the kernel: from then on the address answers
+    /// no ARP, and nothing goes out or comes in with it, not even for connections that run, whether this process runs, is
+    /// frozen or is gone. Called again it moves the deadline, without a gap for packets; one that has passed ends the use at
+    /// once.
+    ///
+    /// An address that this was never called for may be used for ever. The fence goes with the floating IP, when a plan has it
+    /// no more. It is not taken over when the table is made anew: such an address waits for the next call.
+    ///
+    /// # Errors
+    ///
+    /// nf_tables refused: the kernel has no tables of family arp, or is older than 6.3. The old deadline stands.
+    pub fn hold_until(&mut self, address: Ipv4Addr, deadline: Instant) -> Result<(), NftError> {
+        loop {
+            let start = Instant::now();
+            let left = deadline.saturating_duration_since(start + FENCE_MARGIN);
+            Fence::hold(address, left)?;
+            // The kernel counts from when it got it: had we been frozen on the way, that would be too long.
+            if left.is_zero() || start.elapsed() <= FENCE_MARGIN {
+                return Ok(());
+            }
+        }
+    }
+
     /// Waits until links, addresses, routes or rules of the namespace changed, so that the plan wants to be applied again.
     ///
     /// Cancel safe.
@@ -189,14 +216,8 @@ impl Dataplane {
         if let Err(error) = self.egress.retain(&mut self.maps, &needed) {
             fail(&mut report, "egress IPs that are not used any more", &error);
         }
-        match self.held().await {
-            Ok((addresses, translated)) => {
-                report.floating_ips = addresses
-                    .intersection(&translated)
-                    .copied()
-                    .map(IpAddr::V4)
-                    .collect();
-            }
+        match self.usable().await {
+            Ok(usable) => report.floating_ips = usable.into_iter().map(IpAddr::V4).collect(),
             Err(error) => fail(&mut report, "floating IPs", &error),
         }
         report
@@ -389,6 +410,15 @@ impl Dataplane {
             .filter(|a| !desired.floating_ips.contains(&IpAddr::V4(**a)));
         observed.floating_ips = whole.chain(unwanted).copied().map(IpAddr::V4).collect();
         Ok(observed)
+    }
+
+    /// The floating IPs that are in use: on the uplink, translated to, and before their deadline if they have one.
+    async fn usable(&self) -> Result<BTreeSet<Ipv4Addr>, ObserveError> {
+        let (addresses, translated) = self.held().await?;
+        let expired = Fence::expired()?;
+        let mut usable: BTreeSet<Ipv4Addr> = &addresses & &translated;
+        usable.retain(|address| !expired.contains(address));
+        Ok(usable)
     }
 
     /// The floating IPs that are on the uplink, and those that are translated to.

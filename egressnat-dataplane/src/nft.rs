@@ -5,6 +5,7 @@
 mod batch;
 mod counter;
 mod expr;
+mod fence;
 mod masquerade;
 mod query;
 mod ruleset;
@@ -12,5 +13,6 @@ mod set;
 
 pub use batch::NftError;
 pub(crate) use counter::Counter;
+pub(crate) use fence::Fence;
 pub(crate) use ruleset::Ruleset;
 pub(crate) use set::{Elements, SetName};

@@ -11,7 +11,7 @@ use ipnet::IpNet;
 use super::{Dataplane, ObserveError, fail, ipv4, map_error};
 use crate::conntrack::forget_seen_as;
 use crate::maps::{DROP, FORWARD, KEEP, PodKey};
-use crate::nft::{Elements, NftError, Ruleset, SetName};
+use crate::nft::{Elements, Fence, NftError, Ruleset, SetName};
 use crate::programs::destination_key;
 
 impl Dataplane {
@@ -162,11 +162,12 @@ impl Dataplane {
         if Ruleset::addresses(SetName::FloatingIps)?.contains(&address) {
             floating = floating.address(address);
         }
-        Ok(Ruleset::change(
+        Ruleset::change(
             &[mapping, floating],
             &[],
             &format!("the end of snat to {address}"),
-        )?)
+        )?;
+        Ok(Fence::release(address)?)
     }
 }
 

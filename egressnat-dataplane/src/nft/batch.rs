@@ -3,11 +3,10 @@ use std::io;
 use std::mem::size_of_val;
 use std::os::fd::AsRawFd;
 
-use nftnl::FinalizedBatch;
+use nftnl::{FinalizedBatch, ProtoFamily};
 use nftnl_sys as sys;
 use thiserror::Error;
 
-use super::ruleset::FAMILY;
 use crate::netfilter::{AskError, Header};
 
 /// Talking nftables with the kernel failed.
@@ -114,13 +113,14 @@ pub(super) fn commit(batch: &FinalizedBatch, what: &str) -> Result<(), NftError>
     }
 }
 
-/// Starts one message of our family in a batch.
+/// Starts one message of a family in a batch.
 ///
 /// # Safety
 ///
 /// `buffer` has room for a message.
 pub(super) unsafe fn header(
     buffer: *mut c_void,
+    family: ProtoFamily,
     kind: i32,
     flags: i32,
     sequence: u32,
@@ -130,7 +130,7 @@ pub(super) unsafe fn header(
         sys::nftnl_nlmsg_build_hdr(
             buffer.cast::<c_char>(),
             kind as u16,
-            FAMILY as u16,
+            family as u16,
             flags as u16,
             sequence,
         )
@@ -138,11 +138,16 @@ pub(super) unsafe fn header(
 }
 
 /// A request of its own, outside of a batch: its payload is written by `build`.
-pub(super) fn request(kind: i32, flags: i32, build: impl FnOnce(*mut libc::nlmsghdr)) -> Vec<u8> {
+pub(super) fn request(
+    family: ProtoFamily,
+    kind: i32,
+    flags: i32,
+    build: impl FnOnce(*mut libc::nlmsghdr),
+) -> Vec<u8> {
     let mut buffer = vec![0u8; 4096];
     // SAFETY: there is room for a header and what our requests say, which is a few names.
     let length = unsafe {
-        let header = header(buffer.as_mut_ptr().cast(), kind, flags, 1);
+        let header = header(buffer.as_mut_ptr().cast(), family, kind, flags, 1);
         build(header);
         (*header).nlmsg_len as usize
     };

@@ -39,10 +39,15 @@ impl Counter {
     pub(super) fn packets(self) -> Result<u64, NftError> {
         let object = Object::new(self);
         let mut packets = 0;
-        for message in ask(&request(libc::NFT_MSG_GETOBJ, libc::NLM_F_ACK, |header| {
-            // SAFETY: the request has room for two names, and the object lives.
-            unsafe { sys::nftnl_obj_nlmsg_build_payload(header, object.0.as_ptr()) }
-        }))? {
+        for message in ask(&request(
+            FAMILY,
+            libc::NFT_MSG_GETOBJ,
+            libc::NLM_F_ACK,
+            |header| {
+                // SAFETY: the request has room for two names, and the object lives.
+                unsafe { sys::nftnl_obj_nlmsg_build_payload(header, object.0.as_ptr()) }
+            },
+        ))? {
             let answer = Object::empty();
             // SAFETY: `message` is one whole netlink message, and the object that it is parsed into lives.
             unsafe {
@@ -110,7 +115,7 @@ unsafe impl NlMsg for Counter {
         let object = Object::new(*self);
         // SAFETY: the object outlives the message's making.
         unsafe {
-            let header = header(buffer, kind, flags, sequence);
+            let header = header(buffer, FAMILY, kind, flags, sequence);
             sys::nftnl_obj_nlmsg_build_payload(header, object.0.as_ptr());
         }
     }

@@ -83,6 +83,16 @@ pub(super) fn destination() -> Expr {
     load_payload(libc::NFT_PAYLOAD_NETWORK_HEADER, 16, 4)
 }
 
+/// `arp saddr ip`
+pub(super) fn arp_sender() -> Expr {
+    load_payload(libc::NFT_PAYLOAD_NETWORK_HEADER, 14, 4)
+}
+
+/// `arp daddr ip`
+pub(super) fn arp_target() -> Expr {
+    load_payload(libc::NFT_PAYLOAD_NETWORK_HEADER, 24, 4)
+}
+
 /// `th dport`
 pub(super) fn destination_port() -> Expr {
     load_payload(libc::NFT_PAYLOAD_TRANSPORT_HEADER, 2, 2)

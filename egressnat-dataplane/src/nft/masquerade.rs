@@ -175,6 +175,7 @@ fn present() -> Result<Vec<Present>, NftError> {
     let table = Table::new(TABLE, FAMILY);
     let chain = Chain::new(MASQUERADE, &table);
     let answer = ask(&request(
+        FAMILY,
         libc::NFT_MSG_GETRULE,
         libc::NLM_F_DUMP,
         |header| {

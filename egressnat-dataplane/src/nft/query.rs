@@ -5,6 +5,7 @@ use std::ffi::{CString, c_void};
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
+use nftnl::ProtoFamily;
 use nftnl_sys as sys;
 
 use super::batch::{NftError, request};
@@ -63,6 +64,7 @@ fn elements(name: SetName) -> Result<Vec<Element>, NftError> {
     let set = Elements::of(name);
     let mut elements = Vec::new();
     for message in ask(&request(
+        name.family(),
         libc::NFT_MSG_GETSETELEM,
         libc::NLM_F_DUMP,
         |header| {
@@ -108,9 +110,9 @@ unsafe extern "C" fn collect(element: *mut sys::nftnl_set_elem, into: *mut c_voi
     0
 }
 
-/// The userdata of our table, if there is a table: it names the layout.
-pub(super) fn table_userdata() -> Result<Option<Vec<u8>>, NftError> {
-    let request = request(libc::NFT_MSG_GETTABLE, libc::NLM_F_ACK, |header| {
+/// The userdata of our table of a family, if there is one: it names the layout.
+pub(super) fn table_userdata(family: ProtoFamily) -> Result<Option<Vec<u8>>, NftError> {
+    let request = request(family, libc::NFT_MSG_GETTABLE, libc::NLM_F_ACK, |header| {
         // SAFETY: the request has room for a name; the table is freed after it was copied.
         unsafe {
             let table = sys::nftnl_table_alloc();

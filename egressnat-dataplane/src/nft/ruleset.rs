@@ -12,6 +12,7 @@ use nftnl_sys as sys;
 use super::batch::{NftError, commit, header};
 use super::counter::Counter;
 use super::expr::{self, rule};
+use super::fence;
 use super::masquerade;
 use super::query;
 use super::set::{Change, Elements, SetName};
@@ -63,7 +64,7 @@ impl Ruleset {
     /// Makes the table unless it is there in this very layout. Returns whether it was made.
     pub(crate) fn ensure(&self) -> Result<bool, NftError> {
         let comment = query::comment_userdata(&self.comment());
-        let present = query::table_userdata()?;
+        let present = query::table_userdata(FAMILY)?;
         if present.as_ref() == Some(&comment) {
             return Ok(false);
         }
@@ -76,9 +77,9 @@ impl Ruleset {
         };
         let mut batch = Batch::new();
         // Add before delete: deleting what is not there would fail the batch.
-        batch.add(&Named(&[]), MsgType::Add);
-        batch.add(&Named(&[]), MsgType::Del);
-        batch.add(&Named(&comment), MsgType::Add);
+        batch.add(&named(&[]), MsgType::Add);
+        batch.add(&named(&[]), MsgType::Del);
+        batch.add(&named(&comment), MsgType::Add);
         for name in SetName::ALL {
             batch.add(&Elements::of(name), MsgType::Add);
         }
@@ -140,6 +141,7 @@ impl Ruleset {
             MANGLE,
             batch,
         );
+        fence::add_inbound(&chain, batch);
         let replies = [
             expr::ct_direction(),
             expr::is(&[CT_DIRECTION_REPLY]),
@@ -279,6 +281,7 @@ impl Ruleset {
             AFTER_SRCNAT,
             batch,
         );
+        fence::add_outbound(&chain, batch);
         let decided_to_forward = [
             expr::mark(),
             expr::and(self.mark.mask()),
@@ -323,12 +326,11 @@ impl Ruleset {
                 ranges.fold(Elements::of(name), Elements::range)
             })
             .collect();
-        let floating = query::addresses(SetName::FloatingIps).unwrap_or_default();
-        kept.push(
-            floating
-                .into_iter()
-                .fold(Elements::of(SetName::FloatingIps), Elements::address),
-        );
+        // What is fenced waits for its next deadline: how much time it had left is not read.
+        for name in [SetName::FloatingIps, SetName::Fenced] {
+            let addresses = query::addresses(name).unwrap_or_default().into_iter();
+            kept.push(addresses.fold(Elements::of(name), Elements::address));
+        }
         // Marks mean the same as long as the mask is the same.
         let mask = format!("mark {},", self.mark);
         if String::from_utf8_lossy(userdata).contains(&mask) {
@@ -346,11 +348,11 @@ impl Ruleset {
 
     /// Removes the table. Returns whether there was one.
     pub(crate) fn remove() -> Result<bool, NftError> {
-        if query::table_userdata()?.is_none() {
+        if query::table_userdata(FAMILY)?.is_none() {
             return Ok(false);
         }
         let mut batch = Batch::new();
-        batch.add(&Named(&[]), MsgType::Del);
+        batch.add(&named(&[]), MsgType::Del);
         commit(&batch.finalize(), "the removal of table ip egressnat")?;
         Ok(true)
     }
@@ -422,7 +424,14 @@ fn masquerade_chain(table: &Table, rules: &MasqueradeRules, batch: &mut Batch) {
     batch.add(&rule(&chain, comment, &all_else), MsgType::Add);
 }
 
-fn base_chain<'a>(
+fn named(userdata: &[u8]) -> Named<'_> {
+    Named {
+        family: FAMILY,
+        userdata,
+    }
+}
+
+pub(super) fn base_chain<'a>(
     name: &CStr,
     table: &'a Table,
     kind: ChainType,
@@ -438,8 +447,11 @@ fn base_chain<'a>(
     chain
 }
 
-/// Our table with userdata, which `nftnl::Table` cannot carry.
-struct Named<'a>(&'a [u8]);
+/// A table of ours with userdata, which `nftnl::Table` cannot carry.
+pub(super) struct Named<'a> {
+    pub(super) family: ProtoFamily,
+    pub(super) userdata: &'a [u8],
+}
 
 // SAFETY: writes one message into a buffer that nftnl made large enough for one.
 unsafe impl NlMsg for Named<'_> {
@@ -451,17 +463,17 @@ unsafe impl NlMsg for Named<'_> {
         // SAFETY: the table is freed after the message was written; the setters copy.
         unsafe {
             let table = sys::nftnl_table_alloc();
-            sys::nftnl_table_set_u32(table, sys::NFTNL_TABLE_FAMILY as u16, FAMILY as u32);
+            sys::nftnl_table_set_u32(table, sys::NFTNL_TABLE_FAMILY as u16, self.family as u32);
             sys::nftnl_table_set_str(table, sys::NFTNL_TABLE_NAME as u16, TABLE.as_ptr());
-            if !self.0.is_empty() {
+            if !self.userdata.is_empty() {
                 sys::nftnl_table_set_data(
                     table,
                     sys::NFTNL_TABLE_USERDATA as u16,
-                    self.0.as_ptr().cast(),
-                    self.0.len() as u32,
+                    self.userdata.as_ptr().cast(),
+                    self.userdata.len() as u32,
                 );
             }
-            let header = header(buffer, kind, flags, sequence);
+            let header = header(buffer, self.family, kind, flags, sequence);
             sys::nftnl_table_nlmsg_build_payload(header, table);
             sys::nftnl_table_free(table);
         }

@@ -4,9 +4,10 @@ use std::cell::Cell;
 use std::ffi::{CStr, c_void};
 use std::net::Ipv4Addr;
 use std::ptr::NonNull;
+use std::time::Duration;
 
 use ipnet::Ipv4Net;
-use nftnl::{Batch, MsgType, NlMsg};
+use nftnl::{Batch, MsgType, NlMsg, ProtoFamily};
 use nftnl_sys as sys;
 
 use super::batch::header;
@@ -20,7 +21,10 @@ const TYPE_MARK: u32 = 19;
 const HOST_ORDER: u32 = 1;
 const NETWORK_ORDER: u32 = 2;
 
-/// The sets of our table.
+/// `NFT_MSG_DESTROYSETELEM` (`linux/netfilter/nf_tables.h`, since 6.3).
+const DESTROY_ELEMENTS: i32 = 30;
+
+/// The sets of our tables.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum SetName {
     /// Ranges of this node's pods.
@@ -33,16 +37,37 @@ pub(crate) enum SetName {
     FloatingIps,
     /// Mark → egress IP.
     EgressIps,
+    /// Addresses that this node may use until a deadline only.
+    Fenced,
+    /// Those whose deadline has not come.
+    Held,
+    /// As `Fenced`, for ARP.
+    ArpFenced,
+    /// As `Held`, for ARP.
+    ArpHeld,
 }
 
 impl SetName {
-    pub(super) const ALL: [SetName; 5] = [
+    /// Those of the table ip.
+    pub(super) const ALL: [SetName; 7] = [
         SetName::PodRanges,
         SetName::InternalRanges,
         SetName::GuardRanges,
         SetName::FloatingIps,
         SetName::EgressIps,
+        SetName::Fenced,
+        SetName::Held,
     ];
+
+    /// Those of the table arp.
+    pub(super) const ARP: [SetName; 2] = [SetName::ArpFenced, SetName::ArpHeld];
+
+    pub(super) fn family(self) -> ProtoFamily {
+        match self {
+            SetName::ArpFenced | SetName::ArpHeld => ProtoFamily::Arp,
+            _ => FAMILY,
+        }
+    }
 
     pub(super) fn as_cstr(self) -> &'static CStr {
         match self {
@@ -51,6 +76,8 @@ impl SetName {
             SetName::GuardRanges => c"guard_ranges",
             SetName::FloatingIps => c"floating_ips",
             SetName::EgressIps => c"egress_ips",
+            SetName::Fenced | SetName::ArpFenced => c"fenced",
+            SetName::Held | SetName::ArpHeld => c"held",
         }
     }
 
@@ -61,6 +88,10 @@ impl SetName {
             SetName::GuardRanges => c"destinations of strict policies: for decided packets only",
             SetName::FloatingIps => c"floating IPs on this node: no new inbound connections",
             SetName::EgressIps => c"mark to egress IP, for floating IPs on this node",
+            SetName::Fenced | SetName::ArpFenced => {
+                c"floating IPs that are used until a deadline only"
+            }
+            SetName::Held | SetName::ArpHeld => c"fenced floating IPs whose deadline has not come",
         }
     }
 
@@ -69,7 +100,8 @@ impl SetName {
             SetName::PodRanges | SetName::InternalRanges | SetName::GuardRanges => {
                 libc::NFT_SET_INTERVAL as u32
             }
-            SetName::FloatingIps => 0,
+            SetName::FloatingIps | SetName::Fenced | SetName::ArpFenced => 0,
+            SetName::Held | SetName::ArpHeld => libc::NFT_SET_TIMEOUT as u32,
             SetName::EgressIps => libc::NFT_SET_MAP as u32,
         }
     }
@@ -78,6 +110,7 @@ impl SetName {
 /// A set with some elements: in a batch it stands for its declaration or, by [`Elements::add_to`], for the elements.
 pub(crate) struct Elements {
     set: NonNull<sys::nftnl_set>,
+    family: ProtoFamily,
 }
 
 impl Elements {
@@ -89,7 +122,7 @@ impl Elements {
             let set =
                 NonNull::new(sys::nftnl_set_alloc()).expect("allocation of a few hundred bytes");
             let raw = set.as_ptr();
-            sys::nftnl_set_set_u32(raw, sys::NFTNL_SET_FAMILY as u16, FAMILY as u32);
+            sys::nftnl_set_set_u32(raw, sys::NFTNL_SET_FAMILY as u16, name.family() as u32);
             sys::nftnl_set_set_str(raw, sys::NFTNL_SET_TABLE as u16, TABLE.as_ptr());
             sys::nftnl_set_set_str(raw, sys::NFTNL_SET_NAME as u16, name.as_cstr().as_ptr());
             sys::nftnl_set_set_u32(raw, sys::NFTNL_SET_ID as u16, name as u32 + 1);
@@ -121,7 +154,10 @@ impl Elements {
                 sys::nftnl_udata_buf_len(userdata),
             );
             sys::nftnl_udata_buf_free(userdata);
-            Self { set }
+            Self {
+                set,
+                family: name.family(),
+            }
         }
     }
 
@@ -149,7 +185,23 @@ impl Elements {
         self.element(&mark.to_ne_bytes(), 0, Some(&address.octets()))
     }
 
+    /// An address that goes by itself after some time.
+    pub(crate) fn address_for(self, address: Ipv4Addr, time: Duration) -> Self {
+        let milliseconds = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        self.timed_element(&address.octets(), 0, None, Some(milliseconds))
+    }
+
     fn element(self, key: &[u8], flags: u32, data: Option<&[u8]>) -> Self {
+        self.timed_element(key, flags, data, None)
+    }
+
+    fn timed_element(
+        self,
+        key: &[u8],
+        flags: u32,
+        data: Option<&[u8]>,
+        milliseconds: Option<u64>,
+    ) -> Self {
         // SAFETY: a fresh element; the setters copy; the set owns the element once added.
         unsafe {
             let element = NonNull::new(sys::nftnl_set_elem_alloc())
@@ -170,6 +222,10 @@ impl Elements {
             if flags != 0 {
                 sys::nftnl_set_elem_set_u32(element, sys::NFTNL_SET_ELEM_FLAGS as u16, flags);
             }
+            if let Some(milliseconds) = milliseconds {
+                let timeout = sys::NFTNL_SET_ELEM_TIMEOUT as u16;
+                sys::nftnl_set_elem_set_u64(element, timeout, milliseconds);
+            }
             sys::nftnl_set_elem_add(self.set.as_ptr(), element);
         }
         self
@@ -186,8 +242,11 @@ impl Elements {
                     &Page {
                         iterator,
                         more: &more,
+                        family: self.family,
+                        change,
                     },
-                    change.message(),
+                    // Ours says more than theirs.
+                    MsgType::Add,
                 );
             }
             sys::nftnl_set_elems_iter_destroy(iterator);
@@ -211,17 +270,10 @@ impl Drop for Elements {
 pub(crate) enum Change {
     /// Puts them in.
     Add,
-    /// Takes them out.
+    /// Takes them out: they must be there.
     Remove,
-}
-
-impl Change {
-    fn message(self) -> MsgType {
-        match self {
-            Change::Add => MsgType::Add,
-            Change::Remove => MsgType::Del,
-        }
-    }
+    /// Takes out those that are there.
+    RemoveIfThere,
 }
 
 // SAFETY: writes one message into a buffer that nftnl made large enough for one.
@@ -233,7 +285,7 @@ unsafe impl NlMsg for Elements {
         };
         // SAFETY: see above; the set outlives the call.
         unsafe {
-            let header = header(buffer, kind, flags, sequence);
+            let header = header(buffer, self.family, kind, flags, sequence);
             sys::nftnl_set_nlmsg_build_payload(header, self.set.as_ptr());
         }
     }
@@ -243,18 +295,21 @@ unsafe impl NlMsg for Elements {
 struct Page<'a> {
     iterator: *mut sys::nftnl_set_elems_iter,
     more: &'a Cell<i32>,
+    family: ProtoFamily,
+    change: Change,
 }
 
 // SAFETY: as above; the iterator is advanced by what was written.
 unsafe impl NlMsg for Page<'_> {
-    unsafe fn write(&self, buffer: *mut c_void, sequence: u32, message: MsgType) {
-        let (kind, flags) = match message {
-            MsgType::Add => (libc::NFT_MSG_NEWSETELEM, libc::NLM_F_CREATE),
-            MsgType::Del => (libc::NFT_MSG_DELSETELEM, 0),
+    unsafe fn write(&self, buffer: *mut c_void, sequence: u32, _: MsgType) {
+        let (kind, flags) = match self.change {
+            Change::Add => (libc::NFT_MSG_NEWSETELEM, libc::NLM_F_CREATE),
+            Change::Remove => (libc::NFT_MSG_DELSETELEM, 0),
+            Change::RemoveIfThere => (DESTROY_ELEMENTS, 0),
         };
         // SAFETY: see above.
         unsafe {
-            let header = header(buffer, kind, flags, sequence);
+            let header = header(buffer, self.family, kind, flags, sequence);
             self.more.set(sys::nftnl_set_elems_nlmsg_build_payload_iter(
                 header,
                 self.iterator,

@@ -1,0 +1,143 @@
+//! E33: a floating IP is used until its deadline and no longer, whatever becomes of the agent.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use egressnat_dataplane::cleanup;
+
+use crate::network::{FLOATING, Network, SERVER, eventually, plan, runtime};
+
+const PODS: [&str; 2] = ["10.10.1.2", "10.10.2.2"];
+
+fn seen() -> Option<String> {
+    Some(FLOATING.to_owned())
+}
+
+impl Network {
+    /// On `n2`, which holds the floating IP: moves its deadline, and lets go of the packet path again.
+    fn hold_for(&self, time: Duration) -> Instant {
+        let deadline = Instant::now() + time;
+        self.open("n2", async move |mut dataplane| {
+            dataplane
+                .hold_until(FLOATING.parse().unwrap(), deadline)
+                .unwrap();
+        });
+        deadline
+    }
+
+    /// Whether somebody answers ARP for the floating IP.
+    fn is_told(&self) -> bool {
+        self.ip("out", "neigh flush dev eth0");
+        self.is_pinged("out", FLOATING);
+        self.ip("out", &format!("neigh show {FLOATING}"))
+            .contains("lladdr")
+    }
+}
+
+#[test]
+fn at_its_deadline_a_floating_ip_falls_silent_without_an_agent() {
+    let network = Network::new();
+    network.apply_all("n2");
+    network.count("out", "from", &format!("ip saddr {FLOATING}"));
+    assert!(network.is_told());
+    network.hold_for(Duration::from_secs(60));
+    assert!(network.is_told());
+    for pod in PODS {
+        assert_eq!(network.seen_by_udp(pod, SERVER), seen());
+    }
+    // Flows that run, one through the tunnel and one of the holder's own pod, are asked for all the time.
+    let senders = PODS.map(|pod| network.send(pod, SERVER));
+    let counted = || network.counted("out", "watch", "from");
+    let deadline = network.hold_for(Duration::from_millis(700));
+    let start = counted();
+    let mut last = Instant::now();
+    let mut before = start;
+    // Silent is who says nothing for 300 ms after the deadline.
+    while Instant::now() < deadline + Duration::from_millis(300) {
+        // Counted before the time is taken: what comes meanwhile counts for the next round.
+        let (time, now) = (Instant::now(), counted());
+        if now != before {
+            (last, before) = (time, now);
+        }
+    }
+    assert!(before > start);
+    assert!(last < deadline, "{:?} too late", last - deadline);
+    eprintln!("silent {:?} before the deadline", deadline - last);
+    drop(senders);
+    for pod in PODS {
+        assert_eq!(network.seen_by_udp(pod, SERVER), None, "{pod}");
+        assert_eq!(network.seen_by_tcp(pod, SERVER), None, "{pod}");
+    }
+    assert!(!network.is_told());
+    assert_eq!(counted(), before);
+
+    // The agent is back, and knows that it is not in use.
+    let report = network.apply("n2", plan("n2", "n2"));
+    assert_eq!((report.changes, report.floating_ips), (0, BTreeSet::new()));
+    network.hold_for(Duration::from_secs(60));
+    eventually(seen(), || network.seen_by_udp(PODS[0], SERVER));
+    let report = network.apply("n2", plan("n2", "n2"));
+    assert_eq!(report.floating_ips.len(), 1);
+}
+
+#[test]
+fn renewals_lose_no_packet() {
+    const TIME: Duration = Duration::from_secs(2);
+    let network = Network::new();
+    network.apply_all("n2");
+    network.count("out", "from", &format!("ip saddr {FLOATING}"));
+    let senders = PODS.map(|pod| network.send(pod, SERVER));
+    let longest = network.open("n2", async move |mut dataplane| {
+        let address = FLOATING.parse().unwrap();
+        let (start, mut renewals) = (Instant::now(), Vec::new());
+        // Longer than any one deadline.
+        while start.elapsed() < TIME + Duration::from_secs(1) {
+            let before = Instant::now();
+            dataplane.hold_until(address, before + TIME).unwrap();
+            renewals.push(before.elapsed());
+        }
+        renewals.sort();
+        let of = |part: usize| renewals[(renewals.len() - 1) * part / 100];
+        eprintln!(
+            "{} renewals: {:?}, 99%: {:?}",
+            renewals.len(),
+            of(50),
+            of(99)
+        );
+        of(100)
+    });
+    assert!(longest < TIME, "{longest:?}: too slow to tell anything");
+    let chains = ["prerouting", "after_nat"]
+        .map(|chain| network.exec("n2", &format!("nft list chain ip egressnat {chain}")));
+    drop(senders);
+    assert!(network.counted("out", "watch", "from") > 100);
+    let drops: Vec<&str> = chains.iter().flat_map(|text| text.lines()).collect();
+    let drops = drops.into_iter().filter(|line| line.contains("@fenced"));
+    let drops: Vec<&str> = drops.collect();
+    assert_eq!(drops.len(), 2, "{chains:?}");
+    for line in drops {
+        assert!(line.contains("counter packets 0 "), "{line}");
+    }
+}
+
+#[test]
+fn the_fence_goes_with_the_floating_ip_and_with_cleanup() {
+    let network = Network::new();
+    network.apply_all("n2");
+    network.hold_for(Duration::ZERO);
+    assert_eq!(network.seen_by_udp(PODS[0], SERVER), None);
+    network.apply_all("n1");
+    for set in [
+        "ip egressnat fenced",
+        "arp egressnat fenced",
+        "arp egressnat held",
+    ] {
+        let listed = network.exec("n2", &format!("nft list set {set}"));
+        assert!(!listed.contains(FLOATING), "{listed}");
+    }
+    assert_eq!(network.seen_by_udp(PODS[1], SERVER), seen());
+    let config = network.config("n2");
+    let report = network.enter("n2", move || runtime().block_on(cleanup(&config)));
+    assert_eq!(report.failures, []);
+    assert_eq!(network.exec("n2", "nft list tables"), "");
+}
