@@ -234,7 +234,7 @@ impl Dataplane {
                 report.changes += changes;
                 let name = &self.config.tunnel_device;
                 for hook in [Hook::Encap, Hook::Decap] {
-                    if changes == 0 && self.programs.is_attached(hook, name) {
+                    if changes == 0 && self.programs.is_attached(hook, index) {
                         continue;
                     }
                     match self.programs.attach(hook, name, index) {
@@ -264,8 +264,17 @@ impl Dataplane {
         for address in plan.floating_ips.iter().filter(|address| !is_ipv4(address)) {
             later(format!("floating IP {address}"));
         }
-        for address in plan.pods.keys().filter(|address| !is_ipv4(address)) {
-            later(format!("pod {address}"));
+        for (address, set) in &plan.pods {
+            if !is_ipv4(address) && *set != PolicySetId::EMPTY {
+                later(format!("pod {address}"));
+            }
+        }
+        for range in plan
+            .guard_ranges
+            .iter()
+            .filter(|range| !is_ipv4(&range.addr()))
+        {
+            later(format!("guard range {range}"));
         }
         let is_ipv6 = |rule: &MasqueradeMatch| rule.destination.addr().is_ipv6();
         for rule in plan.masquerade.rules.keys().filter(|rule| is_ipv6(rule)) {
@@ -337,7 +346,7 @@ impl Dataplane {
             let Some(name) = interfaces.get(&ifindex) else {
                 continue;
             };
-            if self.steered.contains(&ifindex) && self.programs.is_attached(Hook::Steer, name) {
+            if self.steered.contains(&ifindex) && self.programs.is_attached(Hook::Steer, ifindex) {
                 continue;
             }
             match self.programs.attach(Hook::Steer, name, ifindex) {
@@ -347,6 +356,8 @@ impl Dataplane {
                 }
                 Err(error) => fail(report, &format!("steering on {name}"), &error),
             }
+            // A node's first plan attaches many: whoever shares this thread, such as a lease, has its turn in between.
+            tokio::task::yield_now().await;
         }
     }
 

@@ -1,5 +1,7 @@
 //! Loading, pinning and attaching the eBPF programs.
 
+mod query;
+
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -287,12 +289,11 @@ impl Programs {
     }
 
     /// Whether this very program is on an interface: others may have taken it off, whatever is pinned.
-    pub(crate) fn is_attached(&mut self, hook: Hook, interface: &str) -> bool {
+    pub(crate) fn is_attached(&mut self, hook: Hook, ifindex: u32) -> bool {
         let Ok(own) = self.program(hook).info() else {
             return false;
         };
-        SchedClassifier::query_tcx(interface, hook.side())
-            .is_ok_and(|(_, programs)| programs.iter().any(|program| program.id() == own.id()))
+        query::attached(ifindex, hook.side()).is_ok_and(|ids| ids.contains(&own.id()))
     }
 
     /// The interfaces that have `steer` pinned, by index.

@@ -48,7 +48,7 @@ fn at_its_deadline_a_floating_ip_falls_silent_without_an_agent() {
     // Flows that run, one through the tunnel and one of the holder's own pod, are asked for all the time.
     let senders = PODS.map(|pod| network.send(pod, SERVER));
     let counted = || network.counted("out", "watch", "from");
-    let deadline = network.hold_for(Duration::from_millis(700));
+    let deadline = network.hold_for(Duration::from_millis(1500));
     let start = counted();
     let mut last = Instant::now();
     let mut before = start;
