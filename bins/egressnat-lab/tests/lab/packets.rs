@@ -81,6 +81,36 @@ fn a_pod_that_comes_later_is_steered_without_a_restart() {
 }
 
 #[test]
+fn a_pod_that_starts_while_its_agent_is_frozen_does_not_leak_e43() {
+    let lab = TestLab::with_policy();
+    // The node that holds nothing: the floating IP stays where it is.
+    let (_, away) = lab.beside_and_away();
+    let Target::Pod(_, name) = &away else {
+        panic!("{away} is no pod")
+    };
+    let node = lab.object(&ObjectKey::namespaced(Kind::Pod, "alice", name.as_str()));
+    let node = node.at("/spec/nodeName").as_str().unwrap().to_owned();
+    lab.freeze(&node).unwrap();
+    lab.apply_text(&format!(
+        "apiVersion: v1\nkind: Pod\nmetadata:\n  name: late\n  namespace: alice\n  labels: {{role: frontend}}\nspec:\n  nodeName: {node}\n",
+    ));
+    let late = pod("late");
+    let other = seen_source(
+        &lab.namespace(&late).unwrap(),
+        Ipv4Addr::new(9, 9, 9, 9),
+        Protocol::Udp,
+    );
+    assert_eq!(other.unwrap(), lab.node_address(&late));
+    for protocol in [Protocol::Udp, Protocol::Tcp] {
+        let seen = lab.seen(&late, protocol).ok();
+        assert_eq!(seen, None, "over {protocol:?}");
+    }
+    assert_eq!(lab.seen(&away, Protocol::Udp).unwrap(), FLOATING);
+    lab.thaw(&node).unwrap();
+    lab.until_seen_as(&late, FLOATING);
+}
+
+#[test]
 fn a_flow_outlives_the_death_of_its_gateway_with_its_address_and_port_e42() {
     let lab = TestLab::with_policy();
     let (_, away) = lab.beside_and_away();
