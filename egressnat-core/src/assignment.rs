@@ -14,7 +14,8 @@
 //! 4. An IP that is not well placed moves to an open node if there is one, so a node that is drained gives away what it has
 //!    (E35). If there is none, the IP stays where it is as long as that node is eligible: nobody's traffic stops for a drain or
 //!    for a capacity. A finding says so.
-//! 5. No IP is unassigned while a node is open for it.
+//! 5. No IP is unassigned while an eligible node has room. One that is being drained is the last resort: better there than
+//!    nowhere, and it moves on as soon as another node is open.
 //! 6. Each placement picks the best open node by E30: worker before control plane, then a node without floating IPs, then
 //!    the one with the fewest, then by name. So a fresh placement over nodes of one role and the same subnets, without
 //!    capacities, is balanced within one.
@@ -86,9 +87,7 @@ pub enum Unassigned {
     NoSubnet,
     /// Nodes have such a subnet, and none of them is up.
     NoNodeUp,
-    /// Nodes are eligible, and all of them are being drained.
-    AllDraining,
-    /// Nodes are eligible, and those that are not being drained hold as many floating IPs as they may.
+    /// Nodes are eligible, and they hold as many floating IPs as they may.
     NoRoom,
 }
 
@@ -187,10 +186,6 @@ fn unassigned_message(address: IpAddr, reason: Unassigned) -> String {
         Unassigned::NoNodeUp => format!(
             "every node with a subnet for floating IP {address} is down: start the agent on one of them"
         ),
-        Unassigned::AllDraining => format!(
-            "every node that is up and has a subnet for floating IP {address} is cordoned or being drained: uncordon one of \
-             them, or add a node"
-        ),
         Unassigned::NoRoom => format!(
             "every node with a subnet for floating IP {address} holds as many floating IPs as it may: raise a node's capacity, \
              or add a node"
@@ -201,7 +196,7 @@ fn unassigned_message(address: IpAddr, reason: Unassigned) -> String {
 fn stuck_message(address: IpAddr, holder: &NodeName, stuck: Stuck) -> String {
     match stuck {
         Stuck::Draining => format!(
-            "floating IP {address} stays on node {holder}, which is cordoned or being drained: no other node with a subnet for \
+            "floating IP {address} is on node {holder}, which is cordoned or being drained: no other node with a subnet for \
              it is up and has room. Add one before {holder} goes, or its traffic stops"
         ),
         Stuck::OverCapacity => format!(

@@ -77,8 +77,16 @@ pub fn explain(
     let plan = plan_node(snapshot, assignment, &object.node).plan;
     let decision = plan.decide(source, destination, protocol);
 
+    let said = || masquerade_step(snapshot, (source, destination), protocol);
     if let Some(range) = inside(snapshot, destination) {
         steps.push(Step::Inside(range));
+    } else if !plan.pods.contains_key(&source) {
+        steps.push(Step::UnknownNamespace(pod.namespace.clone()));
+        steps.push(match decision {
+            Decision::Drop => Step::Guarded,
+            _ if plan.pod_ranges.iter().any(|range| range.contains(&source)) => said(),
+            _ => Step::LeftAlone,
+        });
     } else {
         let winner = policies(snapshot, &gateways, (pod, object), destination, &mut steps);
         if plan.pods.get(&source) == Some(&PolicySetId::CLOSED) {
@@ -90,11 +98,7 @@ pub fn explain(
             });
             explain_outcome(&outcome, &gateways, assignment, &mut steps);
             if matches!(outcome, None | Some((_, _, Steering::Forward))) {
-                let found = snapshot.masquerade.find(source, destination, protocol);
-                steps.push(Step::MasqueradeRule {
-                    rule: found.map(|(rule, _)| *rule),
-                    action: found.map_or(MasqueradeAction::Masquerade, |(_, action)| action),
-                });
+                steps.push(said());
             }
         }
     }
@@ -109,6 +113,18 @@ pub fn explain(
         decision: Some(decision),
         steps,
         hops,
+    }
+}
+
+fn masquerade_step(
+    snapshot: &Snapshot,
+    (source, destination): (IpAddr, IpAddr),
+    protocol: Option<Protocol>,
+) -> Step {
+    let found = snapshot.masquerade.find(source, destination, protocol);
+    Step::MasqueradeRule {
+        rule: found.map(|(rule, _)| *rule),
+        action: found.map_or(MasqueradeAction::Masquerade, |(_, action)| action),
     }
 }
 
@@ -136,8 +152,9 @@ fn sender<'a>(
     let Some(source) = usable_addresses(pod).find(is_of_family) else {
         return refuse(Step::NoAddress(key.clone(), destination));
     };
-    let first = snapshot.pods.iter().find(|(_, other)| {
+    let first = snapshot.pods.iter().find(|(key, other)| {
         other.node == pod.node
+            && snapshot.namespaces.contains_key(&key.namespace)
             && other.phase == PodPhase::Active
             && !other.host_network
             && other.ips.contains(&source)
@@ -170,10 +187,7 @@ fn policies<'a>(
     steps: &mut Vec<Step>,
 ) -> Option<(Applied<'a>, IpNet)> {
     let resolved = resolve_policies(snapshot, gateways);
-    let namespace = snapshot.namespaces.get(&key.namespace);
-    if namespace.is_none() {
-        steps.push(Step::UnknownNamespace(key.namespace.clone()));
-    }
+    let namespace = snapshot.namespaces.get(&key.namespace)?;
     let mut candidates: Vec<(Applied<'a>, IpNet)> = Vec::new();
     let mut elsewhere = 0;
     for (name, policy) in &snapshot.policies {
@@ -196,24 +210,18 @@ fn policies<'a>(
             continue;
         };
         if !selects(policy, namespace, &pod.labels) {
-            let miss = |source: &crate::model::Source| match namespace
-                .and_then(|labels| source.namespaces.mismatch(labels))
-            {
-                Some(mismatch) => Miss::Namespace(mismatch),
-                None => source
-                    .pods
-                    .mismatch(&pod.labels)
-                    .map_or(Miss::UnknownNamespace, Miss::Pod),
+            let miss = |source: &crate::model::Source| {
+                let of_namespace = source.namespaces.mismatch(namespace).map(Miss::Namespace);
+                of_namespace.or_else(|| source.pods.mismatch(&pod.labels).map(Miss::Pod))
             };
             steps.push(Step::NotSelected {
                 policy: name.clone(),
-                rules: policy.sources.iter().map(miss).collect(),
+                rules: policy.sources.iter().filter_map(miss).collect(),
             });
             continue;
         }
         let matches = |source: &crate::model::Source| {
-            namespace.is_some_and(|labels| source.namespaces.matches(labels))
-                && source.pods.matches(&pod.labels)
+            source.namespaces.matches(namespace) && source.pods.matches(&pod.labels)
         };
         let rule = policy.sources.iter().position(matches);
         steps.push(Step::Selected {

@@ -106,7 +106,8 @@ impl fmt::Display for Decision {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct NodePlan {
-    /// Addresses of the node's pods with their policy set: [`PolicySetId::EMPTY`] for a pod that no policy selects.
+    /// Addresses of the node's pods with their policy set: [`PolicySetId::EMPTY`] for a pod that no policy selects. A pod whose
+    /// namespace is not known yet is not among them, as nobody can tell yet what selects it.
     pub pods: BTreeMap<IpAddr, PolicySetId>,
     /// For each policy set the destination prefixes that matter; the longest match decides, no match is
     /// [`Steering::Forward`].

@@ -62,15 +62,14 @@ impl Place {
         self.health == Health::Up && self.subnets.iter().any(|subnet| subnet.contains(&address))
     }
 
-    /// Whether it may take one more.
-    fn is_open(&self) -> bool {
-        self.health == Health::Up
-            && !self.draining
-            && self.capacity.is_none_or(|most| self.held.len() < most)
+    /// Whether it can take one more.
+    fn has_room(&self) -> bool {
+        self.health == Health::Up && self.capacity.is_none_or(|most| self.held.len() < most)
     }
 
     fn rank(&self) -> Rank {
         Rank {
+            draining: self.draining,
             role: self.role,
             holds: self.held.len(),
             name: self.name.clone(),
@@ -96,13 +95,15 @@ impl Place {
     }
 }
 
-/// The order of E30 among the open nodes of one subnet. The first is the best:
-/// 1. the IP lies in a subnet of the node, and the node is open: by being in the list at all;
-/// 2. workers before control-plane nodes;
-/// 3. nodes that hold no floating IP before those that do, then the fewest: 0 comes before 1;
-/// 4. name, so that the order is total.
+/// The order of E30 among the nodes of one subnet that have room. The first is the best:
+/// 1. the IP lies in a subnet of the node, and the node is up: by being in the list at all;
+/// 2. those that are not being drained; the others are for what would be nowhere;
+/// 3. workers before control-plane nodes;
+/// 4. nodes that hold no floating IP before those that do, then the fewest: 0 comes before 1;
+/// 5. name, so that the order is total.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 struct Rank {
+    draining: bool,
     role: Role,
     holds: usize,
     name: NodeName,
@@ -114,9 +115,7 @@ struct Subnet {
     nodes: usize,
     /// How many of them are up.
     up: usize,
-    /// How many of those are not being drained.
-    serving: usize,
-    /// The open ones, in order; made when it is first needed.
+    /// Those with room, in order; made when it is first needed.
     open: Option<BTreeSet<Rank>>,
 }
 
@@ -144,7 +143,7 @@ impl Places {
             None => {
                 self.count(&place, Sign::Plus);
                 self.list(&place, Sign::Plus);
-                self.is_unsettled |= place.is_open();
+                self.is_unsettled |= place.has_room();
                 let id = self.places.insert(place);
                 self.nodes.insert(name.clone(), id);
                 return;
@@ -192,7 +191,7 @@ impl Places {
             self.stuck.extend(place.stuck());
         }
         list(&mut self.subnets, place, Sign::Plus);
-        self.is_unsettled |= place.is_open() || !self.stuck.is_empty();
+        self.is_unsettled |= place.has_room() || !self.stuck.is_empty();
         changed
     }
 
@@ -241,15 +240,15 @@ impl Places {
         }
         let nowhere: Vec<IpAddr> = self.nowhere.iter().copied().collect();
         for address in nowhere {
-            if let Some(id) = self.best(address) {
+            if let Some((id, _)) = self.best(address) {
                 self.nowhere.remove(&address);
                 self.hold(address, id);
             }
         }
         let stuck: Vec<IpAddr> = self.stuck.keys().copied().collect();
         for address in stuck {
-            // Its node is not open, so the best one is another.
-            if let Some(id) = self.best(address)
+            // Its node is being drained or has no room, so that an open one is another.
+            if let Some((id, Draining::No)) = self.best(address)
                 && let Some(holder) = self.holders.get(&address).copied().flatten()
             {
                 self.change_held(holder, address, Sign::Minus);
@@ -317,16 +316,14 @@ impl Places {
 
     /// Why no node could take `address`.
     pub(crate) fn why_unassigned(&self, address: IpAddr) -> Unassigned {
-        let (mut nodes, mut up, mut serving) = (0, 0, 0);
+        let (mut nodes, mut up) = (0, 0);
         for subnet in self.subnets_of(address) {
             nodes += subnet.nodes;
             up += subnet.up;
-            serving += subnet.serving;
         }
-        match (nodes, up, serving) {
-            (0, _, _) => Unassigned::NoSubnet,
-            (_, 0, _) => Unassigned::NoNodeUp,
-            (_, _, 0) => Unassigned::AllDraining,
+        match (nodes, up) {
+            (0, _) => Unassigned::NoSubnet,
+            (_, 0) => Unassigned::NoNodeUp,
             _ => Unassigned::NoRoom,
         }
     }
@@ -335,8 +332,8 @@ impl Places {
         around(address).filter_map(|range| self.subnets.get(&range))
     }
 
-    /// The best open node for `address`.
-    fn best(&mut self, address: IpAddr) -> Option<NodeId> {
+    /// The best node for `address` that has room, and whether it is being drained.
+    fn best(&mut self, address: IpAddr) -> Option<(NodeId, Draining)> {
         for range in around(address) {
             let Some(subnet) = self.subnets.get_mut(&range) else {
                 continue;
@@ -344,7 +341,7 @@ impl Places {
             if subnet.open.is_none() {
                 let members = self.places.iter().map(|(_, place)| place);
                 let members =
-                    members.filter(|place| place.is_open() && place.subnets.contains(&range));
+                    members.filter(|place| place.has_room() && place.subnets.contains(&range));
                 subnet.open = Some(members.map(Place::rank).collect());
             }
         }
@@ -352,7 +349,12 @@ impl Places {
             .subnets_of(address)
             .filter_map(|subnet| subnet.open.as_ref());
         let best = open.filter_map(BTreeSet::first).min()?;
-        self.nodes.get(&best.name).copied()
+        let draining = if best.draining {
+            Draining::Yes
+        } else {
+            Draining::No
+        };
+        Some((*self.nodes.get(&best.name)?, draining))
     }
 
     fn hold(&mut self, address: IpAddr, id: NodeId) {
@@ -373,7 +375,6 @@ impl Places {
             let subnet = self.subnets.entry(*range).or_default();
             sign.apply(&mut subnet.nodes, true);
             sign.apply(&mut subnet.up, is_up);
-            sign.apply(&mut subnet.serving, is_up && !place.draining);
             if subnet.nodes == 0 {
                 self.subnets.remove(range);
             }
@@ -385,9 +386,9 @@ impl Places {
     }
 }
 
-/// Keeps a node in the lists of open nodes, where they were made already.
+/// Keeps a node in the lists of those with room, where they were made already.
 fn list(subnets: &mut Map<IpNet, Subnet>, place: &Place, sign: Sign) {
-    if !place.is_open() {
+    if !place.has_room() {
         return;
     }
     for range in &place.subnets {
@@ -399,6 +400,13 @@ fn list(subnets: &mut Map<IpNet, Subnet>, place: &Place, sign: Sign) {
             };
         }
     }
+}
+
+/// Whether a node is being drained.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Draining {
+    Yes,
+    No,
 }
 
 #[derive(Clone, Copy)]

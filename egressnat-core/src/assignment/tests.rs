@@ -337,13 +337,29 @@ fn a_capacity_is_kept_by_new_placements_and_moves_what_is_too_many_if_it_can_e35
 }
 
 #[test]
-fn a_cordoned_cluster_takes_nothing_new_and_says_so_e34_e35() {
+fn where_all_are_cordoned_an_ip_is_better_there_than_nowhere_e34_e35() {
     let mut snapshot = snapshot(&[("worker1", WORKER, Health::Up)], &SEED_IPS);
-    snapshot.nodes.get_mut(&name("worker1")).unwrap().draining = true;
+    let worker = snapshot.nodes.get_mut(&name("worker1")).unwrap();
+    worker.draining = true;
+    worker.capacity = Some(2);
     let assigned = assign(&snapshot);
-    assert!(assigned.assignment.nodes.is_empty());
+    assert_eq!(assigned.assignment.nodes.len(), 2);
+    assert_eq!(assigned.stuck[&ip("192.168.1.100")], Stuck::Draining);
     assert_eq!(
-        assigned.unassigned[&ip("192.168.1.100")],
-        Unassigned::AllDraining
+        assigned.unassigned[&ip("192.168.1.102")],
+        Unassigned::NoRoom
     );
+
+    snapshot.previous = assigned.assignment;
+    let worker = node(WORKER, Health::Up);
+    snapshot.nodes.insert(name("worker2"), worker);
+    let assigned = assign(&snapshot);
+    assert!(
+        assigned
+            .assignment
+            .nodes
+            .values()
+            .all(|holder| holder == &name("worker2"))
+    );
+    assert_eq!(assigned.findings, []);
 }

@@ -340,6 +340,12 @@ impl Membership {
         self.policies.remove(id);
     }
 
+    /// Whether a namespace is there.
+    pub fn has_namespace(&self, name: &NamespaceName) -> bool {
+        let id = self.namespace_ids.get(name);
+        id.is_some_and(|id| self.namespaces[*id].labels.is_some())
+    }
+
     /// What selects a pod.
     pub fn set_of(&self, key: &PodKey) -> Option<SetId> {
         let namespace = self.namespace_ids.get(&key.namespace)?;

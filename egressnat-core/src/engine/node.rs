@@ -118,6 +118,11 @@ impl NodeEngine {
         match event {
             Event::Pod(key, pod) => self.set_pod(key, pod, &mut touched),
             Event::Namespace(name, labels) => {
+                let was_known = self.membership.has_namespace(&name);
+                if was_known != labels.is_some() {
+                    let pods = self.pods.keys().filter(|key| key.namespace == name);
+                    touched.pods.extend(pods.cloned());
+                }
                 self.membership.set_namespace(&name, labels.as_ref());
             }
             Event::Node(name, node) => {

@@ -165,13 +165,13 @@ impl fmt::Display for AddressExplanation {
             Conclusion::Stuck(node, Stuck::Draining) => {
                 writeln!(
                     f,
-                    "=> stays on node {node}, which is being drained: nobody else can take it"
+                    "=> on node {node}, which is being drained: nobody else can take it"
                 )
             }
             Conclusion::Stuck(node, Stuck::OverCapacity) => {
                 writeln!(
                     f,
-                    "=> stays on node {node}, which holds too many: nobody else can take it"
+                    "=> on node {node}, which holds too many: nobody else can take it"
                 )
             }
             Conclusion::Unassigned(Unassigned::NoSubnet) => {
@@ -179,12 +179,6 @@ impl fmt::Display for AddressExplanation {
             }
             Conclusion::Unassigned(Unassigned::NoNodeUp) => {
                 writeln!(f, "=> on no node: none with a subnet for it is up")
-            }
-            Conclusion::Unassigned(Unassigned::AllDraining) => {
-                writeln!(
-                    f,
-                    "=> on no node: all that are up are cordoned or being drained"
-                )
             }
             Conclusion::Unassigned(Unassigned::NoRoom) => {
                 writeln!(f, "=> on no node: none has room")

@@ -38,8 +38,12 @@ pub enum Step {
     },
     /// The destination is inside the cluster: never egress (E12).
     Inside(IpNet),
-    /// The pod's namespace is not known, so that no rule can select it.
+    /// The pod's namespace is not known, so that nobody can tell which rules select it.
     UnknownNamespace(NamespaceName),
+    /// The destination is one of a strict policy, and it is not known whether that selects the pod (E43).
+    Guarded,
+    /// The address is in none of its node's pod ranges: it is not translated.
+    LeftAlone,
     /// A policy has the destination and is not applied.
     NotApplied {
         /// Which.
@@ -123,8 +127,6 @@ pub enum Miss {
     Namespace(Mismatch),
     /// The labels of the pod.
     Pod(Mismatch),
-    /// The namespace is not known.
-    UnknownNamespace,
 }
 
 impl fmt::Display for Miss {
@@ -132,7 +134,6 @@ impl fmt::Display for Miss {
         match self {
             Miss::Namespace(mismatch) => write!(f, "namespaceSelector {mismatch}"),
             Miss::Pod(mismatch) => write!(f, "podSelector {mismatch}"),
-            Miss::UnknownNamespace => f.write_str("the namespace is not known"),
         }
     }
 }
@@ -201,7 +202,13 @@ impl fmt::Display for Step {
                 "the destination lies in {range}, which is inside the cluster: never egress traffic"
             ),
             Step::UnknownNamespace(namespace) => {
-                write!(f, "namespace {namespace} is not known (yet): no rule can select its pods")
+                write!(f, "namespace {namespace} is not known (yet), so that nobody can tell what selects its pods")
+            }
+            Step::Guarded => f.write_str(
+                "the destination is one of a strict policy: until it is known whether that selects the pod, nothing leaves",
+            ),
+            Step::LeftAlone => {
+                f.write_str("the address is in none of the pod ranges of its node: it is left alone")
             }
             Step::NotApplied { policy, why } => {
                 let why = why.as_ref().map_or(String::new(), |why| why.to_string());

@@ -144,9 +144,12 @@ fn a_floating_ip_says_where_it_is_and_why_e30_e34() {
     assert!(text(&snapshot).contains("=> stays on node worker1"));
     snapshot.nodes.get_mut(&name("worker1")).unwrap().draining = true;
     snapshot.nodes.get_mut(&name("worker2")).unwrap().health = Health::Down;
-    assert!(text(&snapshot).contains("=> stays on node worker1, which is being drained"));
+    assert!(text(&snapshot).contains("=> on node worker1, which is being drained"));
     snapshot.previous = Assignment::default();
-    assert!(text(&snapshot).contains("=> on no node: all that are up are cordoned"));
+    assert!(
+        text(&snapshot).contains("=> on node worker1, which is being drained"),
+        "better there than nowhere"
+    );
     let node_address = explain_address(&snapshot, ip("192.168.1.101"));
     assert_eq!(node_address.conclusion, Conclusion::NoGateway);
 }
@@ -197,9 +200,9 @@ proptest! {
             prop_assert_eq!(explanation.decision, Some(plan.decide(*address, destination, None)));
             // The last step says what was decided.
             let said = match explanation.steps.last() {
-                Some(Step::Keeps(_) | Step::Inside(_)) => Some(Decision::Keep),
+                Some(Step::Keeps(_) | Step::Inside(_) | Step::LeftAlone) => Some(Decision::Keep),
                 Some(Step::EgressIp { address, .. }) => Some(Decision::Snat(*address)),
-                Some(Step::NoEgressIp { is_strict: true, .. } | Step::DoesNotFit) => Some(Decision::Drop),
+                Some(Step::NoEgressIp { is_strict: true, .. } | Step::DoesNotFit | Step::Guarded) => Some(Decision::Drop),
                 Some(Step::MasqueradeRule { action: MasqueradeAction::Keep, .. }) => Some(Decision::Keep),
                 Some(Step::MasqueradeRule { .. }) => Some(Decision::Masquerade),
                 _ => None,

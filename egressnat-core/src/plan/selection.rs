@@ -32,7 +32,10 @@ pub(crate) fn select(snapshot: &Snapshot, node: &NodeName, applied: &[Applied<'_
         if &pod.node != node || pod.phase == PodPhase::Finished {
             continue;
         }
-        let namespace = snapshot.namespaces.get(&key.namespace);
+        // While its namespace is not known, nothing can be said about a pod: the guard treats it as one that is not known.
+        let Some(namespace) = snapshot.namespaces.get(&key.namespace) else {
+            continue;
+        };
         let set: Vec<usize> = (0..applied.len())
             .filter(|index| selects(applied[*index].policy, namespace, &pod.labels))
             .collect();
@@ -79,18 +82,12 @@ pub(crate) fn usable_addresses(pod: &Pod) -> impl Iterator<Item = IpAddr> + '_ {
 }
 
 /// E10: any rule, and within a rule both selectors. `NoSNAT` without sources selects every pod (E5).
-pub(crate) fn selects(policy: &Policy, namespace: Option<&Labels>, pod: &Labels) -> bool {
-    if policy.is_for_all_pods() {
-        return true;
-    }
-    // A namespace that is not known (yet) selects nothing, not even by the empty selector: its labels decide.
-    let Some(namespace) = namespace else {
-        return false;
-    };
-    policy
-        .sources
-        .iter()
-        .any(|source| source.namespaces.matches(namespace) && source.pods.matches(pod))
+pub(crate) fn selects(policy: &Policy, namespace: &Labels, pod: &Labels) -> bool {
+    policy.is_for_all_pods()
+        || policy
+            .sources
+            .iter()
+            .any(|source| source.namespaces.matches(namespace) && source.pods.matches(pod))
 }
 
 /// One finding per policy, however many pods there are.

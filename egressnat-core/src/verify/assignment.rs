@@ -67,12 +67,6 @@ pub fn verify_assignment(snapshot: &Snapshot, assignment: &Assignment) -> Vec<Vi
             }
         }
         if check.is_new(*address, holder) {
-            if node.draining {
-                refuse(
-                    "E35",
-                    format!("{address} was put on {holder}, which is being drained"),
-                );
-            }
             if node
                 .capacity
                 .is_some_and(|most| check.held_by(holder).len() > most)
@@ -96,10 +90,14 @@ pub fn verify_assignment(snapshot: &Snapshot, assignment: &Assignment) -> Vec<Vi
         }
     }
     for address in owners.keys().filter(|a| !assignment.nodes.contains_key(a)) {
-        if let Some(open) = check.open_node(*address) {
+        let with_room = snapshot
+            .nodes
+            .iter()
+            .find(|(name, node)| check.has_room(name, node, *address));
+        if let Some((name, _)) = with_room {
             refuse(
                 "E34",
-                format!("{address} is on no node, and {open} is open for it"),
+                format!("{address} is on no node, and {name} has room for it"),
             );
         }
         if let Some(before) = snapshot.previous.nodes.get(address)
@@ -172,8 +170,11 @@ impl<'a> Check<'a> {
     }
 
     fn is_open(&self, name: &NodeName, node: &Node, address: IpAddr) -> bool {
+        !node.draining && self.has_room(name, node, address)
+    }
+
+    fn has_room(&self, name: &NodeName, node: &Node, address: IpAddr) -> bool {
         is_eligible(node, address)
-            && !node.draining
             && node
                 .capacity
                 .is_none_or(|most| self.held_by(name).len() < most)

@@ -44,7 +44,7 @@ pub fn verify_node_plan(
     let mut known = BTreeSet::new();
     for (key, pod) in &snapshot.pods {
         let sends = &pod.node == node && pod.phase == PodPhase::Active && !pod.host_network;
-        if !sends {
+        if !sends || !snapshot.namespaces.contains_key(&key.namespace) {
             continue;
         }
         for source in pod.ips.iter().filter(|ip| is_unicast(**ip)) {
@@ -85,12 +85,21 @@ pub fn verify_node_plan(
         );
         refuse("E15", message);
     }
-    let own_ranges = snapshot.nodes.get(node).map(|node| &node.pod_ranges);
-    for source in own_ranges
+    let own_ranges: Vec<IpNet> = snapshot
+        .nodes
+        .get(node)
         .into_iter()
-        .flatten()
-        .flat_map(|range| [range.network(), range.broadcast()])
-    {
+        .flat_map(|node| node.pod_ranges.clone())
+        .collect();
+    let edges_of_ranges = own_ranges
+        .iter()
+        .flat_map(|range| [range.network(), range.broadcast()]);
+    let not_placed = snapshot.pods.iter().filter(|(key, pod)| {
+        &pod.node == node && !snapshot.namespaces.contains_key(&key.namespace)
+    });
+    let of_not_placed = not_placed.flat_map(|(_, pod)| pod.ips.iter().copied());
+    let of_range = |ip: &IpAddr| own_ranges.iter().any(|range| covers(range, *ip));
+    for source in edges_of_ranges.chain(of_not_placed.filter(of_range)) {
         for destination in destinations.iter().filter(|_| !known.contains(&source)) {
             let want = expected.of_nobody(source, *destination);
             let got = plan.decide(source, *destination, None);
@@ -149,7 +158,7 @@ impl Expected<'_> {
         key: &PodKey,
         pod: &Pod,
     ) -> impl Iterator<Item = &(&crate::model::PolicyName, &Policy, Means)> {
-        let namespace = self.snapshot.namespaces.get(&key.namespace);
+        let namespace = &self.snapshot.namespaces[&key.namespace];
         let all = self.world.policies.iter();
         all.filter(move |(_, policy, _)| selects(policy, namespace, &pod.labels))
     }

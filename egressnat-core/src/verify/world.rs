@@ -163,13 +163,10 @@ fn means(
 }
 
 /// Whether a policy selects pods with these labels.
-pub(super) fn selects(policy: &Policy, namespace: Option<&Labels>, pod: &Labels) -> bool {
+pub(super) fn selects(policy: &Policy, namespace: &Labels, pod: &Labels) -> bool {
     if policy.sources.is_empty() {
         return policy.action == Action::NoSnat;
     }
-    let Some(namespace) = namespace else {
-        return false;
-    };
     policy
         .sources
         .iter()

@@ -8,7 +8,7 @@ use super::{Group, Names, NodeEngine, Touched};
 use crate::diff::{Change, entries};
 use crate::engine::counted::touches;
 use crate::engine::membership::SetId;
-use crate::model::PolicyName;
+use crate::model::{PodKey, PolicyName};
 use crate::plan::assembly::{assemble, natural_id};
 use crate::plan::selection::Selected;
 use crate::plan::table::SetTable;
@@ -25,8 +25,7 @@ impl NodeEngine {
         }
         let mut known: BTreeMap<SetId, Names> = BTreeMap::new();
         for address in &addresses {
-            let claims = self.claims.get(address);
-            let owner = claims.and_then(|claims| self.pods.get(claims.first()?));
+            let owner = self.owner(address).and_then(|key| self.pods.get(key));
             let after = owner.map(|pod| {
                 let names = known.entry(pod.set);
                 let names = names.or_insert_with(|| self.names_of(pod.set));
@@ -48,6 +47,12 @@ impl NodeEngine {
             }
         }
         addresses
+    }
+
+    /// The pod for which an address counts: the first by name of those whose namespace is known.
+    fn owner(&self, address: &IpAddr) -> Option<&PodKey> {
+        let mut claims = self.claims.get(address)?.iter();
+        claims.find(|key| self.membership.has_namespace(&key.namespace))
     }
 
     pub(super) fn names_of(&self, set: SetId) -> Names {
@@ -201,10 +206,7 @@ impl NodeEngine {
             selected.addresses_by_set.insert(set, addresses);
         }
         for (key, pod) in &self.pods {
-            let is_owner = |address: &IpAddr| {
-                let claims = self.claims.get(address);
-                claims.is_some_and(|claims| claims.first() == Some(key))
-            };
+            let is_owner = |address: &IpAddr| self.owner(address) == Some(key);
             let is_selected = pod.addresses.iter().any(is_owner);
             for name in self.membership.policies_of(pod.set) {
                 if is_selected {
