@@ -2,7 +2,7 @@
 
 mod label;
 
-pub use label::InvalidSelector;
+pub use label::{InvalidSelector, KeyRule, ValueRule};
 
 use alloc::collections::BTreeSet;
 use alloc::string::String;

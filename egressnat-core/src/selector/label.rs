@@ -1,4 +1,4 @@
-//! What Kubernetes accepts as a label key and a label value.
+//! What Kubernetes accepts as a label key and a label value, and how it says what it does not.
 
 use alloc::borrow::ToOwned;
 use alloc::string::String;
@@ -8,13 +8,20 @@ use core::fmt;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum InvalidSelector {
     /// A key that is no qualified name.
-    Key(String),
+    Key {
+        /// The key.
+        key: String,
+        /// The rule that it breaks.
+        rule: KeyRule,
+    },
     /// A value that is no label value.
     Value {
         /// The key it stands at.
         key: String,
         /// The value.
         value: String,
+        /// The rule that it breaks.
+        rule: ValueRule,
     },
     /// `In` or `NotIn` without values.
     NoValues {
@@ -23,22 +30,77 @@ pub enum InvalidSelector {
     },
 }
 
+/// The rules for label keys, as `IsQualifiedName` of Kubernetes' validation has them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum KeyRule {
+    /// Nothing stands before the slash.
+    PrefixEmpty,
+    /// What stands before the slash is no DNS subdomain.
+    PrefixInvalid,
+    /// Nothing stands behind it.
+    NameEmpty,
+    /// The name has more than 63 bytes.
+    NameTooLong,
+    /// The name has characters that a name may not have, or not there.
+    NameInvalid,
+    /// There is more than one slash.
+    TooManyParts,
+}
+
+/// The rules for label values, as `IsValidLabelValue` of Kubernetes' validation has them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ValueRule {
+    /// It has more than 63 bytes.
+    TooLong,
+    /// It has characters that a value may not have, or not there.
+    Invalid,
+}
+
+impl fmt::Display for KeyRule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            KeyRule::PrefixEmpty => "prefix part must be non-empty",
+            KeyRule::PrefixInvalid => {
+                "prefix part must be a lowercase RFC 1123 subdomain of at most 253 characters, such as 'example.com'"
+            }
+            KeyRule::NameEmpty => "name part must be non-empty",
+            KeyRule::NameTooLong => "name part must be no more than 63 bytes",
+            KeyRule::NameInvalid => {
+                "name part must consist of alphanumeric characters, '-', '_' or '.', and must start and end with an \
+                 alphanumeric character"
+            }
+            KeyRule::TooManyParts => {
+                "a qualified name is a name with an optional DNS subdomain prefix and one '/', such as 'example.com/MyName'"
+            }
+        })
+    }
+}
+
+impl fmt::Display for ValueRule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            ValueRule::TooLong => "must be no more than 63 bytes",
+            ValueRule::Invalid => {
+                "a valid label must be an empty string or consist of alphanumeric characters, '-', '_' or '.', and must start \
+                 and end with an alphanumeric character"
+            }
+        })
+    }
+}
+
 impl fmt::Display for InvalidSelector {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            InvalidSelector::Key(key) => write!(
-                f,
-                "{key:?} is no label key: use an optional DNS prefix and '/', then at most 63 letters, digits, '-', '_' and \
-                 '.', with a letter or digit at both ends"
-            ),
-            InvalidSelector::Value { key, value } => write!(
-                f,
-                "{value:?} is no label value for {key:?}: use at most 63 letters, digits, '-', '_' and '.', with a letter \
-                 or digit at both ends, or nothing"
-            ),
+            InvalidSelector::Key { key, rule } => write!(f, "{key:?} is no label key: {rule}"),
+            InvalidSelector::Value { key, value, rule } => {
+                write!(f, "{value:?} is no label value for {key:?}: {rule}")
+            }
             InvalidSelector::NoValues { key } => write!(
                 f,
-                "In and NotIn need at least one value for {key:?}: list values, or use Exists or DoesNotExist"
+                "values for {key:?} must be specified when operator is 'In' or 'NotIn': list at least one, or use Exists or \
+                 DoesNotExist"
             ),
         }
     }
@@ -46,13 +108,15 @@ impl fmt::Display for InvalidSelector {
 
 impl core::error::Error for InvalidSelector {}
 
-/// At most 63 characters, `[A-Za-z0-9]` at both ends, `[-A-Za-z0-9_.]` between (Kubernetes `IsQualifiedName`, name part).
+/// The longest name or value.
+const LONGEST: usize = 63;
+
+/// `[A-Za-z0-9]` at both ends, `[-A-Za-z0-9_.]` between.
 fn is_label_name(text: &str) -> bool {
     let bytes = text.as_bytes();
     match (bytes.first(), bytes.last()) {
         (Some(first), Some(last)) => {
-            bytes.len() <= 63
-                && first.is_ascii_alphanumeric()
+            first.is_ascii_alphanumeric()
                 && last.is_ascii_alphanumeric()
                 && bytes
                     .iter()
@@ -62,27 +126,51 @@ fn is_label_name(text: &str) -> bool {
     }
 }
 
-pub(super) fn check_key(key: &str) -> Result<(), InvalidSelector> {
-    let is_valid = match key.split_once('/') {
-        None => is_label_name(key),
-        Some((prefix, name)) => crate::model::is_subdomain(prefix) && is_label_name(name),
+fn key_rule(key: &str) -> Result<(), KeyRule> {
+    let mut parts = key.split('/');
+    let (prefix, name) = match (parts.next(), parts.next(), parts.next()) {
+        (Some(name), None, None) => (None, name),
+        (Some(prefix), Some(name), None) => (Some(prefix), name),
+        _ => return Err(KeyRule::TooManyParts),
     };
-    if is_valid {
-        Ok(())
+    match prefix {
+        Some("") => return Err(KeyRule::PrefixEmpty),
+        Some(prefix) if !crate::model::is_subdomain(prefix) => return Err(KeyRule::PrefixInvalid),
+        Some(_) | None => {}
+    }
+    if name.is_empty() {
+        Err(KeyRule::NameEmpty)
+    } else if name.len() > LONGEST {
+        Err(KeyRule::NameTooLong)
+    } else if !is_label_name(name) {
+        Err(KeyRule::NameInvalid)
     } else {
-        Err(InvalidSelector::Key(key.to_owned()))
+        Ok(())
     }
 }
 
+pub(super) fn check_key(key: &str) -> Result<(), InvalidSelector> {
+    key_rule(key).map_err(|rule| InvalidSelector::Key {
+        key: key.to_owned(),
+        rule,
+    })
+}
+
 pub(super) fn check_value(key: &str, value: &str) -> Result<(), InvalidSelector> {
-    if value.is_empty() || is_label_name(value) {
-        Ok(())
+    let rule = if value.is_empty() {
+        return Ok(());
+    } else if value.len() > LONGEST {
+        ValueRule::TooLong
+    } else if !is_label_name(value) {
+        ValueRule::Invalid
     } else {
-        Err(InvalidSelector::Value {
-            key: key.to_owned(),
-            value: value.to_owned(),
-        })
-    }
+        return Ok(());
+    };
+    Err(InvalidSelector::Value {
+        key: key.to_owned(),
+        value: value.to_owned(),
+        rule,
+    })
 }
 
 #[cfg(test)]
@@ -91,29 +179,28 @@ mod tests {
 
     #[test]
     fn keys_are_qualified_names() {
-        let long = "a".repeat(63);
+        let (longest, too_long) = ("a".repeat(63), "a".repeat(64));
         for key in [
             "role",
             "a.b_c-d",
             "example.com/role",
             "kubernetes.io/metadata.name",
-            long.as_str(),
+            longest.as_str(),
         ] {
             assert_eq!(check_key(key), Ok(()), "{key}");
         }
-        let too_long = "a".repeat(64);
-        for key in [
-            "",
-            "-a",
-            "a-",
-            "/a",
-            "a/",
-            "a/b/c",
-            "A.com/x",
-            "ro le",
-            too_long.as_str(),
+        for (key, rule) in [
+            ("", KeyRule::NameEmpty),
+            ("-a", KeyRule::NameInvalid),
+            ("a-", KeyRule::NameInvalid),
+            ("ro le", KeyRule::NameInvalid),
+            ("/a", KeyRule::PrefixEmpty),
+            ("a/", KeyRule::NameEmpty),
+            ("a/b/c", KeyRule::TooManyParts),
+            ("A.com/x", KeyRule::PrefixInvalid),
+            (too_long.as_str(), KeyRule::NameTooLong),
         ] {
-            assert!(check_key(key).is_err(), "{key}");
+            assert_eq!(key_rule(key), Err(rule), "{key}");
         }
     }
 
@@ -122,8 +209,25 @@ mod tests {
         for value in ["", "frontend", "A_b.c-1"] {
             assert_eq!(check_value("k", value), Ok(()), "{value}");
         }
-        for value in ["a b", "-", "a/b", "ä"] {
+        for value in ["a b", "-", "a/b", "ä", "a".repeat(64).as_str()] {
             assert!(check_value("k", value).is_err(), "{value}");
         }
+    }
+
+    #[test]
+    fn messages_have_the_value_and_the_rule_in_the_words_of_kubernetes() {
+        let text = |error: Result<(), InvalidSelector>| error.unwrap_err().to_string();
+        assert_eq!(
+            text(check_key("ro le")),
+            "\"ro le\" is no label key: name part must consist of alphanumeric characters, '-', '_' or '.', and must start and \
+             end with an alphanumeric character"
+        );
+        assert_eq!(
+            text(check_value("role", &"x".repeat(64))),
+            format!(
+                "{:?} is no label value for \"role\": must be no more than 63 bytes",
+                "x".repeat(64)
+            )
+        );
     }
 }
