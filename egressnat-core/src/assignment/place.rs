@@ -235,9 +235,15 @@ impl Places {
 
     /// Places what can be placed: first what is nowhere, then what should leave its holder, in the order of addresses.
     pub(crate) fn settle(&mut self) {
-        if !core::mem::take(&mut self.is_unsettled) {
-            return;
+        while core::mem::take(&mut self.is_unsettled) {
+            self.place_nowhere();
+            let moved = self.move_stuck();
+            // What moved was in nobody's way, but where a node that is being drained has room again for what would be nowhere.
+            self.is_unsettled = moved > 0 && !self.nowhere.is_empty();
         }
+    }
+
+    fn place_nowhere(&mut self) {
         let nowhere: Vec<IpAddr> = self.nowhere.iter().copied().collect();
         for address in nowhere {
             if let Some((id, _)) = self.best(address) {
@@ -245,6 +251,10 @@ impl Places {
                 self.hold(address, id);
             }
         }
+    }
+
+    fn move_stuck(&mut self) -> usize {
+        let mut moved = 0;
         let stuck: Vec<IpAddr> = self.stuck.keys().copied().collect();
         for address in stuck {
             // Its node is being drained or has no room, so that an open one is another.
@@ -253,10 +263,10 @@ impl Places {
             {
                 self.change_held(holder, address, Sign::Minus);
                 self.hold(address, id);
+                moved += 1;
             }
         }
-        // What left made no node open: it was being drained, or holds its capacity now.
-        self.is_unsettled = false;
+        moved
     }
 
     /// The floating IPs that have another holder than the last time.
