@@ -108,13 +108,13 @@ fn namespace(n: u8) -> NamespaceName {
         .expect("a namespace name")
 }
 
-fn node(n: u8) -> NodeName {
+fn node_name(n: u8) -> NodeName {
     format!("n{}", n % 8).parse().expect("a node name")
 }
 
 /// The nodes that steps are about.
 pub fn nodes() -> impl Iterator<Item = NodeName> {
-    (0..8).map(node)
+    (0..8).map(node_name)
 }
 
 fn address(subnet: u8, host: u8) -> IpAddr {
@@ -207,9 +207,9 @@ pub fn event(step: Step) -> Event {
             made.pod_ranges.insert(
                 IpNet::new(IpAddr::from([10, 10, name % 8, 0]), 24).expect("a prefix length"),
             );
-            Event::Node(node(name), Some(made))
+            Event::Node(node_name(name), Some(made))
         }
-        Step::RemoveNode { name } => Event::Node(node(name), None),
+        Step::RemoveNode { name } => Event::Node(node_name(name), None),
         Step::Gateway {
             namespace: n,
             name,
@@ -252,7 +252,7 @@ pub fn event(step: Step) -> Event {
             host_network,
             finished,
         } => {
-            let mut pod = Pod::new(node(on));
+            let mut pod = Pod::new(node_name(on));
             let v4 = |host: u8| IpAddr::from([10, 10, on % 8, host]);
             let v6 = |host: u8| IpAddr::from([0xfd10, 0, 0, 0, 0, 0, 0, host.into()]);
             pod.ips = addresses
@@ -327,6 +327,15 @@ pub fn event(step: Step) -> Event {
     }
 }
 
+#[path = "../egressnat-core/tests/ownership/controller.rs"]
+mod controller;
+#[path = "../egressnat-core/tests/ownership/message.rs"]
+mod message;
+#[path = "../egressnat-core/tests/ownership/node.rs"]
+mod node;
+/// What happens in a schedule.
+#[path = "../egressnat-core/tests/ownership/schedule.rs"]
+pub mod schedule;
 /// Nodes, controllers and a store in virtual time: the simulator of the core's own tests.
 #[path = "../egressnat-core/tests/ownership/simulator.rs"]
 pub mod simulator;

@@ -1,12 +1,18 @@
 //! Never two owners of a floating IP, and progress when the faults end (E33): shown over random schedules in virtual time.
 
+mod controller;
+mod message;
+mod node;
+#[expect(unreachable_pub, reason = "the fuzz targets have this module too")]
+mod schedule;
 #[expect(unreachable_pub, reason = "the fuzz targets have this module too")]
 mod simulator;
 
 use std::time::Duration;
 
 use egressnat_core::ownership::Timing;
-use simulator::{Bytes, CountedFrom, Dice, Faults, Outcome, SOUND, Setting, TIMING, run};
+use schedule::{Bytes, CountedFrom, Dice, Faults, SOUND, Setting, TIMING};
+use simulator::{Outcome, run};
 
 /// How many schedules: `EGRESSNAT_SCHEDULES`, or this.
 const SCHEDULES: u64 = 100_000;
