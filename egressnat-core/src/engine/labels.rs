@@ -371,7 +371,12 @@ fn pairs_of(wanted: &Wanted) -> impl Iterator<Item = Pair> + '_ {
         .flat_map(|(key, values)| values.iter().map(move |value| (key, *value)))
 }
 
-fn remove_from<K: Eq + core::hash::Hash>(index: &mut Map<K, BTreeSet<u32>>, key: &K, id: u32) {
+/// Takes a number out of an index.
+pub(super) fn remove_from<K: Eq + core::hash::Hash>(
+    index: &mut Map<K, BTreeSet<u32>>,
+    key: &K,
+    id: u32,
+) {
     if let Some(ids) = index.get_mut(key) {
         ids.remove(&id);
         if ids.is_empty() {

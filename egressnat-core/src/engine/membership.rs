@@ -6,7 +6,7 @@ use alloc::boxed::Box;
 use alloc::collections::BTreeSet;
 use alloc::vec::Vec;
 
-use super::labels::{LabelSetId, LabelSpace, SelectorId};
+use super::labels::{LabelSetId, LabelSpace, SelectorId, remove_from};
 use crate::hash::{Map, Seed};
 use crate::model::{
     Labels, Name, NamespaceName, NodeName, Pod, PodKey, PodPhase, Policy, PolicyName,
@@ -270,7 +270,7 @@ impl Membership {
         let labels = labels.map(|labels| self.namespace_labels.take_labels(labels));
         let before = core::mem::replace(&mut self.namespaces[id].labels, labels);
         if let Some(before) = before {
-            remove_from(&mut self.namespaces_by_labels, before, id);
+            remove_from(&mut self.namespaces_by_labels, &before, id);
             self.namespace_labels.give_labels(before);
         }
         if let Some(labels) = labels {
@@ -459,14 +459,5 @@ impl Membership {
             let key = PodKey::new(namespace.clone(), pod.name.clone());
             (key, &self.nodes[pod.node].name)
         })
-    }
-}
-
-fn remove_from(index: &mut Map<u32, BTreeSet<u32>>, key: u32, id: u32) {
-    if let Some(ids) = index.get_mut(&key) {
-        ids.remove(&id);
-        if ids.is_empty() {
-            index.remove(&key);
-        }
     }
 }

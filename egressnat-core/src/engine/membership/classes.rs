@@ -6,9 +6,9 @@ use alloc::vec::Vec;
 
 use super::{
     Class, ClassId, Membership, Namespace, NamespaceId, PodId, PodRecord, PolicyId, Rule, RuleId,
-    RuleSet, SetId, remove_from,
+    RuleSet, SetId,
 };
-use crate::engine::labels::{LabelSetId, SelectorId};
+use crate::engine::labels::{LabelSetId, SelectorId, remove_from};
 use crate::hash::Map;
 use crate::model::NamespaceName;
 
@@ -84,7 +84,7 @@ impl Membership {
             && let Some(class) = self.classes.remove(id)
         {
             self.class_ids.remove(&(class.namespace, labels));
-            remove_from(&mut self.classes_by_labels, labels, id);
+            remove_from(&mut self.classes_by_labels, &labels, id);
             self.namespaces[class.namespace].classes.remove(&id);
             self.give_set(class.set);
             self.changed.remove(&id);
@@ -209,8 +209,8 @@ impl Membership {
             return;
         };
         self.rule_ids.remove(&(rule.namespaces, rule.pods));
-        remove_from(&mut self.rules_by_namespaces, rule.namespaces, id);
-        remove_from(&mut self.rules_by_pods, rule.pods, id);
+        remove_from(&mut self.rules_by_namespaces, &rule.namespaces, id);
+        remove_from(&mut self.rules_by_pods, &rule.pods, id);
         self.namespace_labels.give_selector(rule.namespaces);
         self.pod_labels.give_selector(rule.pods);
     }
