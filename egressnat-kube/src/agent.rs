@@ -4,19 +4,19 @@ use std::collections::BTreeSet;
 use std::future::Future;
 use std::time::Duration;
 
-use egressnat_core::gateway::SYSTEM_NAMESPACE;
 use egressnat_core::model::{Health, NodeName};
 use egressnat_core::{Assignment, Failure, NodePlan, Report, effective_gateways, plan_node};
 use ipnet::IpNet;
-use serde_json::json;
 
 use crate::index::Index;
 use crate::kind::Kind;
-use crate::lease;
-use crate::object::{Object, ObjectKey};
-use crate::resource::GatewayNodeSpec;
-use crate::store::{ObjectStore, StoreError, Watch, WatchEvent};
+use crate::store::{ObjectStore, StoreError, Watch, WatchEvent, WatchRequest};
 
+mod own_node;
+
+use own_node::OwnNode;
+
+/// What the agent watches; of pods only its own node's.
 const KINDS: [Kind; 7] = [
     Kind::Node,
     Kind::Namespace,
@@ -32,9 +32,6 @@ const SETTLE: Duration = Duration::from_millis(5);
 
 /// How often the kernel is looked at although nothing was told: not everything that others can remove is told.
 const AUDIT: Duration = Duration::from_secs(10);
-
-/// A lease is renewed this many times in its duration, so that one lost renewal does no harm.
-const RENEWALS: u32 = 3;
 
 /// What the agent needs to know besides the objects.
 #[derive(Debug, Clone)]
@@ -66,7 +63,7 @@ pub trait NodeDataplane {
 ///
 /// # Errors
 ///
-/// The watch cannot be started, or the node cannot be announced to the controller.
+/// The watch cannot be started. A store that cannot be reached later is waited for: the plan stays as it is.
 pub async fn run_agent<S, D>(
     store: S,
     mut dataplane: D,
@@ -76,10 +73,10 @@ where
     S: ObjectStore,
     D: NodeDataplane,
 {
-    let mut watch = store.watch(&KINDS)?;
-    describe(&store, &config.node, dataplane.subnets()).await?;
-    let renewals = tokio::spawn(renew(store, config.node.clone(), config.lease_duration));
-    let _stop = AbortOnDrop(renewals);
+    let request = WatchRequest::of(&KINDS).with_pods_of(config.node.clone());
+    let mut watch = store.watch(&request)?;
+    let node = OwnNode::new(store, &config, &dataplane.subnets());
+    let _stop = AbortOnDrop(tokio::spawn(node.tell()));
     let mut agent = Agent {
         node: config.node,
         index: Index::new(config.cluster_ranges),
@@ -101,7 +98,8 @@ where
     }
 }
 
-struct AbortOnDrop(tokio::task::JoinHandle<()>);
+/// Ends a task with what it is a part of.
+pub(crate) struct AbortOnDrop(pub(crate) tokio::task::JoinHandle<()>);
 
 impl Drop for AbortOnDrop {
     fn drop(&mut self) {
@@ -129,26 +127,16 @@ impl Agent {
 
     fn take(&mut self, event: WatchEvent) {
         self.is_synced |= matches!(event, WatchEvent::Restarted(_));
-        for error in self.index.take(self.own(event)) {
+        match event {
+            WatchEvent::Interrupted => {
+                tracing::warn!("the store cannot be seen: the plan stays as it is");
+            }
+            WatchEvent::Resumed => tracing::info!("the store is seen again"),
+            _ => {}
+        }
+        for error in self.index.take(event) {
             // The controller tells it in an event; here it explains what this node does not do.
             tracing::warn!(%error, "an object does not make sense and has no effect");
-        }
-    }
-
-    /// Pods of other nodes are not kept: memory goes with the node, not with the cluster.
-    fn own(&self, event: WatchEvent) -> WatchEvent {
-        let is_own = |object: &Object| {
-            object.kind() != Kind::Pod
-                || object.at("/spec/nodeName").as_str() == Some(self.node.as_str())
-        };
-        match event {
-            WatchEvent::Restarted(objects) => {
-                WatchEvent::Restarted(objects.into_iter().filter(is_own).collect())
-            }
-            WatchEvent::Applied(object) if !is_own(&object) => {
-                WatchEvent::Deleted(object.key().clone())
-            }
-            event => event,
         }
     }
 
@@ -181,56 +169,6 @@ impl Agent {
             );
         }
         self.failures = report.failures;
-    }
-}
-
-/// Tells the controller that the node takes part, and what subnets it has (E2).
-async fn describe<S: ObjectStore>(
-    store: &S,
-    node: &NodeName,
-    subnets: BTreeSet<IpNet>,
-) -> Result<(), StoreError> {
-    let key = ObjectKey::namespaced(Kind::NetworkGatewayNode, SYSTEM_NAMESPACE, node.as_str());
-    let subnets = subnets.iter().map(IpNet::trunc).collect();
-    let spec = json!(GatewayNodeSpec { subnets });
-    match store.read(&key).await? {
-        None => store
-            .create(Object::new(&key, json!({ "spec": spec })))
-            .await
-            .map(drop),
-        Some(known) if known.at("/spec") == &spec => Ok(()),
-        Some(mut known) => {
-            known.value_mut()["spec"] = spec;
-            store.update(known).await.map(drop)
-        }
-    }
-}
-
-/// Renews the node's lease for ever. A task of its own: a slow plan does not make the node look dead.
-async fn renew<S: ObjectStore>(store: S, node: NodeName, duration: Duration) {
-    let mut renewals = tokio::time::interval(duration / RENEWALS);
-    renewals.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut is_failing = false;
-    loop {
-        renewals.tick().await;
-        let lease = lease::renewed(&node, duration);
-        let renewed = match store.read(lease.key()).await {
-            Ok(None) => store.create(lease).await,
-            Ok(Some(_)) => store.update(lease).await,
-            Err(error) => Err(error),
-        };
-        match renewed {
-            Ok(_) => is_failing = false,
-            Err(error) if !is_failing => {
-                is_failing = true;
-                let error = &error as &dyn std::error::Error;
-                tracing::error!(
-                    error,
-                    "the lease cannot be renewed: the node will count as down"
-                );
-            }
-            Err(_) => {}
-        }
     }
 }
 

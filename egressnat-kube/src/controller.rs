@@ -9,6 +9,8 @@ use egressnat_core::{Assigned, Assignment, ClusterPlan, effective_gateways, plan
 use ipnet::IpNet;
 use serde_json::{Value, json};
 
+use crate::agent::AbortOnDrop;
+use crate::election::{self, Election, Leadership, Led};
 use crate::event::{Fact, Recorder, Severity};
 use crate::index::Index;
 use crate::kind::Kind;
@@ -16,7 +18,7 @@ use crate::lease::{lease_node, read_lease};
 use crate::liveness::Liveness;
 use crate::object::{Object, ObjectKey};
 use crate::resource::{MIRROR_OF, gateway_key, object_key};
-use crate::store::{ObjectStore, StoreError, WatchEvent};
+use crate::store::{ObjectStore, StoreError, WatchEvent, WatchRequest};
 
 /// What the controller watches: never pods.
 const KINDS: [Kind; 8] = [
@@ -30,8 +32,11 @@ const KINDS: [Kind; 8] = [
     Kind::Lease,
 ];
 
-/// How long to wait after a write that failed.
+/// How long to wait after a write that failed, at first.
 const RETRY: Duration = Duration::from_millis(200);
+
+/// How long to wait at most when writes fail again and again.
+const RETRY_AT_MOST: Duration = Duration::from_secs(10);
 
 /// How long to wait for the rest of a burst of events.
 const SETTLE: Duration = Duration::from_millis(5);
@@ -41,6 +46,8 @@ const SETTLE: Duration = Duration::from_millis(5);
 pub struct ControllerConfig {
     /// Ranges inside the cluster that no object tells, such as the service range.
     pub cluster_ranges: Vec<IpNet>,
+    /// How controllers agree which of them writes; none if there is no other.
+    pub election: Option<Election>,
 }
 
 /// Runs the controller until the store goes away.
@@ -48,74 +55,144 @@ pub struct ControllerConfig {
 /// # Guarantees
 ///
 /// It writes only what differs, and each fact once. A floating IP changes its node only when its node is down, gone or
-/// unfit (E31, E32). After a restart it goes on from the assignment in the status.
+/// unfit (E31, E32). After a restart it goes on from the assignment in the status. With an election only the leader writes, and
+/// one that is deposed stops at once. While the store cannot be reached nobody is taken for dead.
 ///
 /// # Errors
 ///
-/// The watch cannot be started. Writes that fail are told and repeated.
+/// The watch cannot be started. Writes that fail are told once and repeated.
 pub async fn run_controller<S: ObjectStore>(
     store: S,
     config: ControllerConfig,
 ) -> Result<(), StoreError> {
-    let mut watch = store.watch(&KINDS)?;
-    let mut controller = Controller {
-        store,
-        index: Index::new(config.cluster_ranges),
-        liveness: Liveness::default(),
-        recorder: Recorder::default(),
-        assignment: None,
-    };
-    let mut retry = None;
-    loop {
-        let expiry = controller.liveness.next_expiry(Instant::now());
-        let wake = expiry.into_iter().chain(retry).min();
-        let event = match wake {
-            Some(wake) => tokio::time::timeout_at(wake.into(), watch.next()).await,
-            None => Ok(watch.next().await),
-        };
-        if let Ok(event) = event {
-            let Some(event) = event else { return Ok(()) };
-            controller.take(event);
-            tokio::time::sleep(SETTLE).await;
-            while let Some(event) = watch.try_next() {
-                controller.take(event);
-            }
+    let mut watch = store.watch(&WatchRequest::of(&KINDS))?;
+    let mut elector = None;
+    let mut leadership = match config.election {
+        None => Leadership::Sole,
+        Some(election) => {
+            let (leadership, task) = election::start(store.clone(), election);
+            elector = Some(AbortOnDrop(task));
+            leadership
         }
-        retry = match controller.reconcile().await {
-            Ok(()) => None,
-            // Somebody wrote in between; what they wrote is on its way to us.
-            Err(StoreError::Conflict(_) | StoreError::NotFound(_)) => Some(Instant::now() + RETRY),
-            Err(error) => {
-                tracing::error!(
-                    error = &error as &dyn std::error::Error,
-                    "a write failed and will be repeated"
-                );
-                Some(Instant::now() + RETRY)
+    };
+    let store = Led {
+        store,
+        leadership: leadership.clone(),
+    };
+    let mut controller = Controller::new(store, config.cluster_ranges);
+    let mut retry = Retry::default();
+    loop {
+        let expiry = controller.next_expiry(Instant::now());
+        let wake = expiry.into_iter().chain(retry.at).min();
+        tokio::select! {
+            event = watch.next() => {
+                let Some(event) = event else {
+                    drop(elector);
+                    return Ok(());
+                };
+                controller.take(event);
+                tokio::time::sleep(SETTLE).await;
+                while let Some(event) = watch.try_next() {
+                    controller.take(event);
+                }
             }
-        };
+            () = leadership.changed() => {}
+            () = until(wake) => {}
+        }
+        match controller.turn().await {
+            Ok(()) => retry = Retry::default(),
+            Err(error) => retry.failed(&error),
+        }
+    }
+}
+
+/// Waits until then; for ever without a time.
+async fn until(wake: Option<Instant>) {
+    match wake {
+        Some(wake) => tokio::time::sleep_until(wake.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// When to try again what failed.
+#[derive(Default)]
+struct Retry {
+    at: Option<Instant>,
+    wait: Duration,
+    /// Told already.
+    told: Option<String>,
+}
+
+impl Retry {
+    fn failed(&mut self, error: &StoreError) {
+        self.wait = (self.wait * 2).clamp(RETRY, RETRY_AT_MOST);
+        match error {
+            // Somebody wrote in between; what they wrote is on its way to us.
+            StoreError::Conflict(_)
+            | StoreError::NotFound(_)
+            | StoreError::Exists(_)
+            | StoreError::NotLeading(_) => self.wait = RETRY,
+            error if self.told.as_ref() != Some(&error.to_string()) => {
+                self.told = Some(error.to_string());
+                let error = error as &dyn std::error::Error;
+                tracing::error!(error, "a write failed and will be repeated");
+            }
+            _ => {}
+        }
+        self.at = Some(Instant::now() + self.wait);
     }
 }
 
 struct Controller<S> {
-    store: S,
+    store: Led<S>,
     index: Index,
     liveness: Liveness,
     recorder: Recorder,
     /// In force; none before the first run, which starts from the status.
     assignment: Option<Assignment>,
+    /// Whether the watch has told everything once.
+    is_synced: bool,
+    /// Whether the store cannot be seen now.
+    is_interrupted: bool,
+    is_leading: bool,
+    /// When the store was last heard of.
+    last_contact: Instant,
 }
 
 impl<S: ObjectStore> Controller<S> {
+    fn new(store: Led<S>, cluster_ranges: Vec<IpNet>) -> Self {
+        Self {
+            store,
+            index: Index::new(cluster_ranges),
+            liveness: Liveness::default(),
+            recorder: Recorder::default(),
+            assignment: None,
+            is_synced: false,
+            is_interrupted: false,
+            is_leading: false,
+            last_contact: Instant::now(),
+        }
+    }
+
+    /// When something is to be done although nothing is told.
+    fn next_expiry(&self, now: Instant) -> Option<Instant> {
+        let is_active = self.is_leading && !self.is_interrupted;
+        is_active.then(|| self.liveness.next_expiry(now)).flatten()
+    }
+
     fn take(&mut self, event: WatchEvent) {
         let now = Instant::now();
         match &event {
             WatchEvent::Restarted(objects) => {
+                self.is_synced = true;
                 objects
                     .iter()
                     .filter(|o| o.kind() == Kind::Lease)
                     .for_each(|lease| self.saw(lease, now));
             }
             WatchEvent::Applied(object) if object.kind() == Kind::Lease => self.saw(object, now),
+            // Older than what we wrote since: news only to the watch.
+            WatchEvent::Applied(object) if self.is_outdated(object) => return,
             WatchEvent::Deleted(key) => {
                 if let Some(node) = lease_node(key) {
                     self.liveness.gone(&node);
@@ -123,10 +200,62 @@ impl<S: ObjectStore> Controller<S> {
             }
             WatchEvent::Applied(_) => {}
             WatchEvent::Failed(error) => tracing::error!(%error, "a manifest cannot be used"),
+            WatchEvent::Interrupted => {
+                self.is_interrupted = true;
+                tracing::warn!("the store cannot be seen: nothing is decided until it can");
+                return;
+            }
+            WatchEvent::Resumed => {
+                self.is_interrupted = false;
+                self.liveness.resume(self.last_contact, now);
+                tracing::info!("the store is seen again");
+            }
+        }
+        if !self.is_interrupted {
+            self.last_contact = now;
         }
         for error in self.index.take(event) {
             tracing::error!(%error, "an object does not make sense and has no effect");
         }
+    }
+
+    fn is_outdated(&self, object: &Object) -> bool {
+        let version = |object: &Object| object.resource_version()?.parse::<u64>().ok();
+        let known = self.index.object(object.key()).and_then(version);
+        known
+            .zip(version(object))
+            .is_some_and(|(known, told)| told < known)
+    }
+
+    /// Does what is to be done, if it is for this controller to do it.
+    async fn turn(&mut self) -> Result<(), StoreError> {
+        let leads = self.store.leadership.remaining().is_some();
+        if leads && !self.is_leading {
+            // Another may have led meanwhile, or nobody could: what holds is in the store.
+            self.begin();
+            self.liveness.resume(self.last_contact, Instant::now());
+        }
+        self.is_leading = leads;
+        if !leads || !self.is_synced || self.is_interrupted {
+            return Ok(());
+        }
+        let result = self.reconcile().await;
+        match &result {
+            Ok(()) => self.last_contact = Instant::now(),
+            Err(error) => {
+                // What was decided may not have been written: decide again from what the store says.
+                self.assignment = None;
+                if let StoreError::Unreachable { .. } = error {
+                    self.liveness.resume(self.last_contact, Instant::now());
+                }
+            }
+        }
+        result
+    }
+
+    fn begin(&mut self) {
+        self.assignment = None;
+        self.recorder = Recorder::default();
     }
 
     fn saw(&mut self, lease: &Object, now: Instant) {
@@ -147,15 +276,21 @@ impl<S: ObjectStore> Controller<S> {
         let ClusterPlan {
             assigned, findings, ..
         } = plan_cluster(&snapshot);
-        self.assignment = Some(assigned.assignment.clone());
-
         self.write_copies(&assigned).await?;
         self.write_gateway_status(&snapshot, &assigned).await?;
+        self.assignment = Some(assigned.assignment.clone());
         self.write_nodes(&snapshot, &assigned).await?;
-        for fact in moves(&before, &assigned) {
+        let index = &self.index;
+        let identified = |mut fact: Fact| {
+            let object = index.object(&fact.about);
+            let uid = object.and_then(|object| object.at("/metadata/uid").as_str());
+            fact.uid = uid.map(str::to_owned);
+            fact
+        };
+        for fact in moves(&before, &assigned).into_iter().map(identified) {
             self.recorder.happened(&self.store, &fact).await?;
         }
-        let facts = findings.iter().map(Fact::from).collect();
+        let facts = findings.iter().map(Fact::from).map(identified).collect();
         self.recorder.holding(&self.store, facts).await
     }
 
@@ -185,39 +320,32 @@ impl<S: ObjectStore> Controller<S> {
                 continue;
             };
             let spec = json!({ "floatingIPs": gateway.floating_ips });
-            let annotations = json!({ MIRROR_OF: namespace.as_str() });
-            self.ensure(&object_key(key), spec, Some(annotations))
-                .await?;
+            let annotation = Some((MIRROR_OF, namespace.as_str()));
+            self.ensure(&object_key(key), spec, annotation).await?;
         }
         Ok(())
     }
 
-    /// Makes an object's spec and annotations what they should be.
+    /// Makes an object's spec what it should be, and one annotation; others are not ours.
     async fn ensure(
         &mut self,
         key: &ObjectKey,
         spec: Value,
-        annotations: Option<Value>,
+        annotation: Option<(&str, &str)>,
     ) -> Result<(), StoreError> {
-        let written = match self.index.object(key) {
-            None => {
-                let mut object = Object::new(key, json!({ "spec": spec }));
-                if let Some(annotations) = annotations {
-                    object.value_mut()["metadata"]["annotations"] = annotations;
-                }
-                self.store.create(object).await?
-            }
-            Some(known) => {
-                let mut object = known.clone();
-                object.value_mut()["spec"] = spec;
-                if let Some(annotations) = annotations {
-                    object.value_mut()["metadata"]["annotations"] = annotations;
-                }
-                if object == *known {
-                    return Ok(());
-                }
-                self.store.update(object).await?
-            }
+        let known = self.index.object(key);
+        let mut object = match known {
+            Some(known) => known.clone(),
+            None => Object::new(key, json!({})),
+        };
+        object.value_mut()["spec"] = spec;
+        if let Some((name, value)) = annotation {
+            object.value_mut()["metadata"]["annotations"][name] = json!(value);
+        }
+        let written = match known {
+            None => self.store.create(object).await?,
+            Some(known) if *known == object => return Ok(()),
+            Some(_) => self.store.update(object).await?,
         };
         self.remember(written);
         Ok(())
@@ -307,7 +435,8 @@ impl<S: ObjectStore> Controller<S> {
                     .index
                     .object(&key)
                     .map(|object| object.at("/spec").clone())
-                    .unwrap_or_default();
+                    .filter(|spec| !spec.is_null())
+                    .unwrap_or_else(|| json!({}));
                 self.ensure(&anthos, spec, None).await?;
                 self.ensure_status(&anthos, status.clone()).await?;
             }
@@ -317,7 +446,6 @@ impl<S: ObjectStore> Controller<S> {
     }
 }
 
-/// Everything that is wrong with gateways and policies now.
 /// What changed hands.
 fn moves(before: &Assignment, assigned: &Assigned) -> Vec<Fact> {
     let mut facts = Vec::new();
@@ -338,6 +466,7 @@ fn moves(before: &Assignment, assigned: &Assigned) -> Vec<Fact> {
         };
         facts.push(Fact {
             about: object_key(owner),
+            uid: None,
             severity: Severity::Normal,
             reason,
             message,

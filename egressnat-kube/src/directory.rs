@@ -17,7 +17,7 @@ use crate::kind::Kind;
 use crate::manifest::ManifestError;
 use crate::object::{Object, ObjectKey, fnv1a64};
 use crate::resource;
-use crate::store::{ObjectStore, StoreError, Watch};
+use crate::store::{ObjectStore, StoreError, Watch, WatchRequest};
 
 mod scan;
 mod watch;
@@ -347,8 +347,8 @@ fn same_content(old: &Object, new: &Object) -> bool {
 }
 
 impl ObjectStore for DirectoryStore {
-    fn watch(&self, kinds: &[Kind]) -> Result<Watch, StoreError> {
-        watch::start(&self.directory, kinds)
+    fn watch(&self, request: &WatchRequest) -> Result<Watch, StoreError> {
+        watch::start(&self.directory, request)
     }
 
     async fn read(&self, key: &ObjectKey) -> Result<Option<Object>, StoreError> {

@@ -17,6 +17,8 @@ const COMPONENT: &str = "egressnat-controller";
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Fact {
     pub(crate) about: ObjectKey,
+    /// Which of the objects that had this key one after another; `kubectl describe` asks for it.
+    pub(crate) uid: Option<String>,
     pub(crate) severity: Severity,
     pub(crate) reason: &'static str,
     pub(crate) message: String,
@@ -41,6 +43,7 @@ impl From<&Finding> for Fact {
         };
         Self {
             about,
+            uid: None,
             severity: Severity::Warning,
             reason: finding.reason.as_str(),
             message: finding.message.clone(),
@@ -78,6 +81,7 @@ impl Fact {
                     "kind": self.about.kind.as_str(),
                     "namespace": self.about.namespace,
                     "name": self.about.name,
+                    "uid": self.uid,
                 },
                 "type": match self.severity { Severity::Normal => "Normal", Severity::Warning => "Warning" },
                 "reason": self.reason,
@@ -105,16 +109,20 @@ impl Recorder {
         store: &S,
         facts: BTreeSet<Fact>,
     ) -> Result<(), StoreError> {
-        for fact in facts.difference(&self.holding) {
+        self.holding.retain(|fact| facts.contains(fact));
+        for fact in facts {
+            if self.holding.contains(&fact) {
+                continue;
+            }
             // What holds at the start may have been told by a controller before us.
             let if_known = if self.is_started {
                 IfKnown::CountUp
             } else {
                 IfKnown::Leave
             };
-            record(store, fact, if_known).await?;
+            record(store, &fact, if_known).await?;
+            self.holding.insert(fact);
         }
-        self.holding = facts;
         self.is_started = true;
         Ok(())
     }
@@ -140,6 +148,27 @@ async fn record<S: ObjectStore>(
     fact: &Fact,
     if_known: IfKnown,
 ) -> Result<(), StoreError> {
+    match write(store, fact, if_known).await {
+        // In a namespace that is on its way out, say. It would be refused the next time, too.
+        Err(error @ StoreError::Refused { .. }) => {
+            let error = &error as &dyn std::error::Error;
+            tracing::warn!(
+                error,
+                reason = fact.reason,
+                message = fact.message,
+                "an event is not told"
+            );
+            Ok(())
+        }
+        written => written,
+    }
+}
+
+async fn write<S: ObjectStore>(
+    store: &S,
+    fact: &Fact,
+    if_known: IfKnown,
+) -> Result<(), StoreError> {
     let event = fact.event();
     match (store.read(event.key()).await?, if_known) {
         (None, _) => {
@@ -153,6 +182,7 @@ async fn record<S: ObjectStore>(
             let last = event.at("/lastTimestamp").clone();
             known.value_mut()["count"] = json!(count);
             known.value_mut()["lastTimestamp"] = last;
+            known.value_mut()["involvedObject"] = event.at("/involvedObject").clone();
             store.update(known).await.map(drop)
         }
     }

@@ -50,7 +50,7 @@ impl Index {
                 self.delete(&key);
                 Vec::new()
             }
-            WatchEvent::Failed(_) => Vec::new(),
+            WatchEvent::Failed(_) | WatchEvent::Interrupted | WatchEvent::Resumed => Vec::new(),
         }
     }
 

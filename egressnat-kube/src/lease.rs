@@ -20,10 +20,15 @@ pub(crate) fn lease_key(node: &NodeName) -> ObjectKey {
 pub(crate) fn renewed(node: &NodeName, duration: Duration) -> Object {
     let spec = json!({
         "holderIdentity": node.as_str(),
-        "leaseDurationSeconds": duration.as_secs(),
-        "renewTime": jiff::Timestamp::now().to_string(),
+        "leaseDurationSeconds": duration.as_secs().max(1),
+        "renewTime": micro_time(),
     });
     Object::new(&lease_key(node), json!({ "spec": spec }))
+}
+
+/// Now, as leases have it: the API server takes six digits after the point and no other number.
+pub(crate) fn micro_time() -> String {
+    format!("{:.6}", jiff::Timestamp::now())
 }
 
 /// What a lease says: whose it is, what changes with each renewal, and for how long one counts.

@@ -11,6 +11,7 @@
 //! * [`Kind`], [`ObjectKey`], [`Object`]: objects of known kinds as JSON documents, so that nothing unknown is lost.
 //! * [`read_manifests`], [`validate`]: YAML files, and errors that name file, field and fix.
 //! * [`ObjectStore`]: the port; [`DirectoryStore`]: a directory of YAML files that implements it without a cluster.
+//! * `ApiStore`, with the feature `api`: the Kubernetes API behind the same port; [`Election`]: which of several controllers writes.
 //! * [`Index`]: objects to snapshot, synchronous and without I/O.
 //! * `crd`, with the feature of that name: the resources as types for kube's client, and their CustomResourceDefinitions.
 //! * [`run_controller`], [`run_agent`]: the loops; [`NodeDataplane`]: what an embedder of the agent brings.
@@ -34,10 +35,13 @@
 #![deny(missing_docs)]
 
 mod agent;
+#[cfg(feature = "api")]
+mod api;
 mod controller;
 #[cfg(feature = "crd")]
 pub mod crd;
 mod directory;
+mod election;
 mod event;
 mod index;
 mod kind;
@@ -49,11 +53,14 @@ mod resource;
 mod store;
 
 pub use agent::{AgentConfig, NodeDataplane, run_agent};
+#[cfg(feature = "api")]
+pub use api::{ApiStore, ConnectError};
 pub use controller::{ControllerConfig, run_controller};
 pub use directory::{Applied, DirectoryStore};
+pub use election::Election;
 pub use index::Index;
 pub use kind::{Kind, UnknownKind};
 pub use manifest::{ManifestError, Manifests, read_manifests};
 pub use object::{InvalidObject, Object, ObjectKey};
 pub use resource::validate;
-pub use store::{ObjectStore, StoreError, Watch, WatchEvent};
+pub use store::{ObjectStore, StoreError, Watch, WatchEvent, WatchRequest};

@@ -58,6 +58,14 @@ impl Liveness {
         self.nodes.remove(node);
     }
 
+    /// Nobody could be seen from `since` until now: who was alive then has not been heard because of that, and counts as seen now.
+    pub(crate) fn resume(&mut self, since: Instant, now: Instant) {
+        let was_alive = |sighting: &&mut Sighting| sighting.expires > since;
+        for sighting in self.nodes.values_mut().filter(was_alive) {
+            sighting.expires = now + sighting.duration + sighting.duration / MARGIN;
+        }
+    }
+
     /// Whether the node may be trusted now.
     pub(crate) fn health(&self, node: &NodeName, now: Instant) -> Health {
         match self.nodes.get(node) {
@@ -107,6 +115,18 @@ mod tests {
         );
         liveness.gone(&node());
         assert_eq!(liveness.health(&node(), start + 12 * SECOND), Health::Down);
+    }
+
+    #[test]
+    fn an_outage_of_the_store_kills_nobody_and_raises_nobody_from_the_dead() {
+        let (mut liveness, start) = (Liveness::default(), Instant::now());
+        let dead: NodeName = "worker2".parse().unwrap();
+        liveness.seen(&dead, "1", SECOND, start);
+        liveness.seen(&node(), "1", 10 * SECOND, start);
+        liveness.resume(start + 5 * SECOND, start + 60 * SECOND);
+        assert_eq!(liveness.health(&node(), start + 70 * SECOND), Health::Up);
+        assert_eq!(liveness.health(&node(), start + 71 * SECOND), Health::Down);
+        assert_eq!(liveness.health(&dead, start + 60 * SECOND), Health::Down);
     }
 
     #[test]

@@ -1,10 +1,11 @@
 //! The port through which both loops see and change objects.
 //!
-//! A directory of manifests implements it; the Kubernetes API will. Both loops are written against it alone.
+//! A directory of manifests implements it, and the Kubernetes API does. Both loops are written against it alone.
 
 use std::any::Any;
 use std::future::Future;
 
+use egressnat_core::model::NodeName;
 use thiserror::Error;
 use tokio::sync::mpsc;
 
@@ -44,6 +45,60 @@ pub enum StoreError {
         #[source]
         source: std::io::Error,
     },
+    /// The store did not answer, or could not at the time. Whether a write took effect is not known.
+    #[error("could not {operation}: the API server cannot be reached")]
+    Unreachable {
+        /// Verb and object.
+        operation: String,
+        /// What happened instead.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The store will not do it, however often it is asked.
+    #[error("could not {operation}: {message}")]
+    Refused {
+        /// Verb and object.
+        operation: String,
+        /// Its reason.
+        message: String,
+    },
+    /// Another controller leads: this one does not write.
+    #[error("another controller leads: {0} is left to it")]
+    NotLeading(ObjectKey),
+}
+
+/// What to watch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WatchRequest {
+    /// The kinds of objects.
+    pub kinds: Vec<Kind>,
+    /// The node whose pods are wanted; those of all nodes if there is none.
+    pub pods_of: Option<NodeName>,
+}
+
+impl WatchRequest {
+    /// All objects of some kinds.
+    pub fn of(kinds: &[Kind]) -> Self {
+        Self {
+            kinds: kinds.to_vec(),
+            pods_of: None,
+        }
+    }
+
+    /// Of pods only those on one node: memory goes with the node, not with the cluster.
+    pub fn with_pods_of(mut self, node: NodeName) -> Self {
+        self.pods_of = Some(node);
+        self
+    }
+
+    /// Whether it asks for this object.
+    pub fn asks_for(&self, object: &Object) -> bool {
+        let is_elsewhere = |node: &NodeName| {
+            object.kind() == Kind::Pod
+                && object.at("/spec/nodeName").as_str() != Some(node.as_str())
+        };
+        self.kinds.contains(&object.kind()) && !self.pods_of.as_ref().is_some_and(is_elsewhere)
+    }
 }
 
 /// What a watch tells.
@@ -57,6 +112,10 @@ pub enum WatchEvent {
     Deleted(ObjectKey),
     /// Something cannot be read; everything else goes on.
     Failed(ManifestError),
+    /// The store cannot be seen now: what was told before may be old. Nothing has gone by that.
+    Interrupted,
+    /// The store can be seen again. What happened meanwhile is told like everything else, before or after.
+    Resumed,
 }
 
 /// A running watch. Dropping it ends it.
@@ -93,8 +152,8 @@ impl Watch {
 /// * `update` changes everything but `status`, `update_status` changes `status` alone.
 /// * A watch starts with [`WatchEvent::Restarted`] and misses nothing after it.
 pub trait ObjectStore: Clone + Send + Sync + 'static {
-    /// Watches all objects of some kinds.
-    fn watch(&self, kinds: &[Kind]) -> Result<Watch, StoreError>;
+    /// Watches objects.
+    fn watch(&self, request: &WatchRequest) -> Result<Watch, StoreError>;
     /// Reads one object.
     fn read(
         &self,

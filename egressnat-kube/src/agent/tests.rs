@@ -1,7 +1,8 @@
 use super::*;
 use crate::directory::DirectoryStore;
 use egressnat_core::Decision;
-use serde_json::Value;
+use crate::object::{Object, ObjectKey};
+use serde_json::{Value, json};
 use std::sync::{Arc, Mutex};
 
 /// Remembers the last plan.

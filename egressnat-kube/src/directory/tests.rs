@@ -106,7 +106,11 @@ fn a_manifest_does_not_overwrite_the_status() {
 async fn a_watch_sees_what_comes_changes_goes_and_cannot_be_read() {
     let (_directory, store) = store();
     store.apply(gateway(&["192.168.1.100"])).unwrap();
-    let mut watch = store.watch(&[Kind::NetworkGatewayGroup]).unwrap();
+    let mut watch = store
+        .watch(&crate::store::WatchRequest::of(&[
+            Kind::NetworkGatewayGroup,
+        ]))
+        .unwrap();
     let WatchEvent::Restarted(objects) = next(&mut watch).await else {
         panic!("first everything")
     };

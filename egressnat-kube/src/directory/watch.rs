@@ -1,6 +1,6 @@
 //! Watches of a directory: inotify says that something changed, a scan says what.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
@@ -9,9 +9,8 @@ use notify::{RecursiveMode, Watcher};
 use tokio::sync::mpsc;
 
 use super::scan::Scan;
-use crate::kind::Kind;
 use crate::object::{Object, ObjectKey};
-use crate::store::{StoreError, Watch, WatchEvent};
+use crate::store::{StoreError, Watch, WatchEvent, WatchRequest};
 
 /// How often the directory is looked at although nothing was told, for file systems that tell nothing.
 const AUDIT: Duration = Duration::from_secs(5);
@@ -19,7 +18,7 @@ const AUDIT: Duration = Duration::from_secs(5);
 /// How long to wait for the rest of a burst of writes.
 const SETTLE: Duration = Duration::from_millis(3);
 
-pub(super) fn start(directory: &Path, kinds: &[Kind]) -> Result<Watch, StoreError> {
+pub(super) fn start(directory: &Path, request: &WatchRequest) -> Result<Watch, StoreError> {
     let failed = |error: notify::Error| StoreError::Io {
         operation: format!("watch {}", directory.display()),
         source: std::io::Error::other(error),
@@ -38,7 +37,7 @@ pub(super) fn start(directory: &Path, kinds: &[Kind]) -> Result<Watch, StoreErro
     let (events, receiver) = mpsc::unbounded_channel();
     let follower = Follower {
         directory: directory.to_owned(),
-        kinds: kinds.iter().copied().collect(),
+        request: request.clone(),
         scan: Scan::default(),
         told: BTreeMap::new(),
         told_errors: Vec::new(),
@@ -51,7 +50,7 @@ pub(super) fn start(directory: &Path, kinds: &[Kind]) -> Result<Watch, StoreErro
 
 struct Follower {
     directory: PathBuf,
-    kinds: BTreeSet<Kind>,
+    request: WatchRequest,
     scan: Scan,
     told: BTreeMap<ObjectKey, Object>,
     told_errors: Vec<crate::manifest::ManifestError>,
@@ -83,7 +82,7 @@ impl Follower {
 
     fn objects(&self) -> BTreeMap<ObjectKey, Object> {
         let mut objects = self.scan.objects();
-        objects.retain(|key, _| self.kinds.contains(&key.kind));
+        objects.retain(|_, object| self.request.asks_for(object));
         objects
     }
 

@@ -1,0 +1,206 @@
+//! Objects in the Kubernetes API: the store that a cluster has.
+//!
+//! Behind the feature `api`. Objects stay JSON documents, of which a watch keeps what is used. Why it is kube's client without
+//! kube's runtime: `docs/design/0011-watches-of-our-own.md`.
+
+use std::future::Future;
+use std::path::Path;
+use std::time::Duration;
+
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::core::params::{DeleteParams, GetParams, PostParams};
+use kube::{Client, Config};
+use serde_json::Value;
+use thiserror::Error;
+
+use crate::object::{Object, ObjectKey};
+use crate::store::{ObjectStore, StoreError, Watch, WatchRequest};
+
+mod failure;
+mod joined;
+mod path;
+mod reflector;
+mod slim;
+
+use failure::{refused, unreachable};
+use path::of_key;
+use slim::slim;
+
+/// How long one request may take. A watch is no request in this sense.
+const REQUEST: Duration = Duration::from_secs(5);
+
+/// The API server cannot be spoken to at all.
+#[derive(Debug, Error)]
+pub enum ConnectError {
+    /// The kubeconfig cannot be used.
+    #[error("{path} is no kubeconfig that can be used: name another by --kubeconfig")]
+    Kubeconfig {
+        /// The file.
+        path: String,
+        /// What is wrong with it.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// There is no service account as in a pod.
+    #[error(
+        "this is no pod of a cluster: name a kubeconfig or a directory of manifests, by --kubeconfig or --manifests"
+    )]
+    NotInCluster {
+        /// What is missing.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// No client can be made of the configuration.
+    #[error("no client can be made of the configuration of the API server")]
+    Client {
+        /// What is wrong with it.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+}
+
+/// The objects of a Kubernetes API server.
+///
+/// # Guarantees
+///
+/// * A watch outlives the API server: it reconnects, ever more slowly up to 5 s, and goes on where it was. Where that is not possible
+///   any more (410) it tells the difference. An outage makes no object disappear.
+/// * A kind whose definition is missing is asked for again until it is there. What goes wrong is logged once, until it is over.
+/// * Nothing waits longer than 5 s for an answer.
+/// * Leases and gateway nodes are watched in `kube-system` only.
+#[derive(Clone)]
+pub struct ApiStore {
+    client: Client,
+}
+
+impl std::fmt::Debug for ApiStore {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ApiStore").finish_non_exhaustive()
+    }
+}
+
+impl From<Client> for ApiStore {
+    fn from(client: Client) -> Self {
+        Self { client }
+    }
+}
+
+impl ApiStore {
+    /// A store as a kubeconfig says, in its current context. Nothing is sent yet.
+    ///
+    /// # Errors
+    ///
+    /// The file cannot be used.
+    pub async fn from_kubeconfig(path: &Path) -> Result<Self, ConnectError> {
+        let failed = |source| ConnectError::Kubeconfig {
+            path: path.display().to_string(),
+            source: Box::new(source),
+        };
+        let kubeconfig = Kubeconfig::read_from(path).map_err(failed)?;
+        let options = KubeConfigOptions::default();
+        let config = Config::from_custom_kubeconfig(kubeconfig, &options).await;
+        Self::from_config(config.map_err(failed)?)
+    }
+
+    /// A store as the service account of the pod says that this process runs in. Nothing is sent yet.
+    ///
+    /// # Errors
+    ///
+    /// It runs in no pod.
+    pub fn in_cluster() -> Result<Self, ConnectError> {
+        let config = Config::incluster().map_err(|source| ConnectError::NotInCluster {
+            source: Box::new(source),
+        })?;
+        Self::from_config(config)
+    }
+
+    fn from_config(mut config: Config) -> Result<Self, ConnectError> {
+        config.connect_timeout = Some(REQUEST);
+        // Who asks knows when to ask again.
+        config.default_retry = false;
+        let client = Client::try_from(config).map_err(|source| ConnectError::Client {
+            source: Box::new(source),
+        })?;
+        Ok(Self { client })
+    }
+
+    /// Sends a request and takes the answer for an object.
+    async fn ask(
+        &self,
+        operation: &str,
+        key: &ObjectKey,
+        request: Result<http::Request<Vec<u8>>, kube::core::request::Error>,
+    ) -> Result<Value, StoreError> {
+        let operation = || format!("{operation} {key}");
+        let request = request.map_err(|error| refused(operation(), &error))?;
+        answer(operation, key, self.client.request(request)).await
+    }
+}
+
+async fn answer<T>(
+    operation: impl Fn() -> String,
+    key: &ObjectKey,
+    sent: impl Future<Output = kube::Result<T>>,
+) -> Result<T, StoreError> {
+    match tokio::time::timeout(REQUEST, sent).await {
+        Ok(Ok(value)) => Ok(value),
+        Ok(Err(error)) => Err(failure::of_key(operation(), key, error)),
+        Err(elapsed) => Err(unreachable(operation(), elapsed)),
+    }
+}
+
+fn body(object: &Object) -> Vec<u8> {
+    object.value().to_string().into_bytes()
+}
+
+/// The answer as an object in its slim form.
+fn taken(key: &ObjectKey, value: Value) -> Result<Object, StoreError> {
+    Ok(Object::from_value(slim(key.kind, value))?)
+}
+
+impl ObjectStore for ApiStore {
+    fn watch(&self, request: &WatchRequest) -> Result<Watch, StoreError> {
+        Ok(joined::start(&self.client, request))
+    }
+
+    async fn read(&self, key: &ObjectKey) -> Result<Option<Object>, StoreError> {
+        let request = of_key(key).get(&key.name, &GetParams::default());
+        match self.ask("read", key, request).await {
+            Ok(value) => taken(key, value).map(Some),
+            Err(StoreError::NotFound(_)) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn create(&self, object: Object) -> Result<Object, StoreError> {
+        let key = object.key();
+        let request = of_key(key).create(&PostParams::default(), body(&object));
+        taken(key, self.ask("create", key, request).await?)
+    }
+
+    async fn update(&self, object: Object) -> Result<Object, StoreError> {
+        let key = object.key();
+        let request = of_key(key).replace(&key.name, &PostParams::default(), body(&object));
+        taken(key, self.ask("change", key, request).await?)
+    }
+
+    async fn update_status(&self, object: Object) -> Result<Object, StoreError> {
+        let key = object.key();
+        let request = of_key(key).replace_subresource(
+            "status",
+            &key.name,
+            &PostParams::default(),
+            body(&object),
+        );
+        taken(key, self.ask("change the status of", key, request).await?)
+    }
+
+    async fn remove(&self, key: &ObjectKey) -> Result<bool, StoreError> {
+        let request = of_key(key).delete(&key.name, &DeleteParams::default());
+        match self.ask("remove", key, request).await {
+            Ok(_) => Ok(true),
+            Err(StoreError::NotFound(_)) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+}

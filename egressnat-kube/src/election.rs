@@ -1,0 +1,284 @@
+//! Which of several controllers writes: a `Lease` that one of them holds.
+//!
+//! The rule is core's [`Candidate`]: who holds the lease counts from before it sent the renewal, the others from when they saw it.
+
+use std::future::Future;
+use std::time::Duration;
+
+use egressnat_core::gateway::SYSTEM_NAMESPACE;
+use egressnat_core::ownership::{Candidate, LeaderRecord, LeaderStep, Time, Timing, Version};
+use nix::time::{ClockId, clock_gettime};
+use serde_json::json;
+use tokio::sync::watch;
+
+use crate::kind::Kind;
+use crate::lease::micro_time;
+use crate::object::{Object, ObjectKey, fnv1a64};
+use crate::store::{ObjectStore, StoreError, Watch, WatchRequest};
+
+/// A renewal is tried this often in the lease's duration, so that one that fails does no harm.
+const RENEWALS: u32 = 5;
+
+/// What two clocks may differ by, in millionths: ten times what a crystal is off by.
+const RATE_ERROR: u32 = 1_000;
+
+const NAME: &str = "egressnat-controller";
+
+/// How controllers of one cluster come to agree which of them writes.
+#[derive(Debug, Clone)]
+pub struct Election {
+    /// The name of this run of this controller, which no other run of any has.
+    pub identity: String,
+    /// How long a renewal is good for. The same for all controllers of a cluster.
+    pub duration: Duration,
+}
+
+impl Election {
+    /// How long a renewal is good for unless said otherwise: so long nobody writes after a leader has died.
+    pub const DURATION: Duration = Duration::from_secs(5);
+
+    /// An election with a name made of the host's and a number that nobody else has.
+    pub fn of_this_process() -> Self {
+        use std::hash::{BuildHasher, Hasher, RandomState};
+        let host = nix::unistd::gethostname().unwrap_or_default();
+        let number = RandomState::new().build_hasher().finish();
+        Self {
+            identity: format!("{}_{number:016x}", host.to_string_lossy()),
+            duration: Self::DURATION,
+        }
+    }
+}
+
+/// What a clock shows that goes on while the machine sleeps.
+fn now() -> Time {
+    let time = clock_gettime(ClockId::CLOCK_BOOTTIME).map(Duration::from);
+    Time(time.expect("every Linux since 2.6.39 has this clock"))
+}
+
+/// Whether this controller leads.
+#[derive(Debug, Clone)]
+pub(crate) enum Leadership {
+    /// There is no other.
+    Sole,
+    /// Until a time, unless it is renewed.
+    Elected(watch::Receiver<Option<Time>>),
+}
+
+impl Leadership {
+    /// For how long it leads from now on, if it does; for ever if there is no other.
+    pub(crate) fn remaining(&self) -> Option<Duration> {
+        match self {
+            Leadership::Sole => Some(Duration::MAX),
+            Leadership::Elected(until) => {
+                let until = (*until.borrow())?;
+                let remaining = until.0.checked_sub(now().0)?;
+                (!remaining.is_zero()).then_some(remaining)
+            }
+        }
+    }
+
+    /// Waits until it is told something new. Cancel safe.
+    pub(crate) async fn changed(&mut self) {
+        if let Leadership::Elected(until) = self
+            && until.changed().await.is_ok()
+        {
+            return;
+        }
+        std::future::pending().await
+    }
+}
+
+/// Takes part in the election for ever; the receiver says until when it leads.
+pub(crate) fn start<S: ObjectStore>(
+    store: S,
+    election: Election,
+) -> (Leadership, tokio::task::JoinHandle<()>) {
+    let (sender, receiver) = watch::channel(None);
+    let timing = Timing {
+        duration: election.duration,
+        rate_error: RATE_ERROR,
+    };
+    let elector = Elector {
+        store,
+        candidate: Candidate::new(election.identity.clone(), timing),
+        lease: None,
+        leads_until: sender,
+        election,
+    };
+    (Leadership::Elected(receiver), tokio::spawn(elector.run()))
+}
+
+struct Elector<S> {
+    store: S,
+    election: Election,
+    candidate: Candidate<String>,
+    /// As last read or written; none if there is none.
+    lease: Option<Object>,
+    leads_until: watch::Sender<Option<Time>>,
+}
+
+impl<S: ObjectStore> Elector<S> {
+    async fn run(mut self) {
+        let pause = self.election.duration / RENEWALS;
+        let (mut is_failing, mut is_leading) = (false, false);
+        loop {
+            // Half of it, so that after an answer that does not come there is time for another attempt.
+            let turn = tokio::time::timeout(self.election.duration / 2, self.turn()).await;
+            match turn {
+                Ok(Ok(())) => is_failing = false,
+                Ok(Err(error)) if !is_failing => {
+                    is_failing = true;
+                    let error = &error as &dyn std::error::Error;
+                    tracing::error!(error, "no part in the election of a leader; trying again");
+                }
+                _ => {}
+            }
+            let until = self.candidate.leads_until(now());
+            if until.is_some() != is_leading {
+                is_leading = until.is_some();
+                let identity = self.election.identity.as_str();
+                if is_leading {
+                    tracing::info!(identity, "leads");
+                } else {
+                    tracing::warn!(identity, "leads no more");
+                }
+            }
+            self.leads_until.send_if_modified(|told| {
+                let is_news = *told != until;
+                *told = until;
+                is_news
+            });
+            tokio::time::sleep(pause).await;
+        }
+    }
+
+    /// Reads or writes the lease as the candidate wants.
+    async fn turn(&mut self) -> Result<(), StoreError> {
+        if self.candidate.step(now()) != LeaderStep::Read {
+            self.write_if_due().await?;
+        }
+        if matches!(
+            self.candidate.step(now()),
+            LeaderStep::Read | LeaderStep::Wait
+        ) {
+            self.lease = self.store.read(&lease_key()).await?;
+            self.candidate.saw(record(self.lease.as_ref()), now());
+            self.write_if_due().await?;
+        }
+        Ok(())
+    }
+
+    async fn write_if_due(&mut self) -> Result<(), StoreError> {
+        let sent = now();
+        let LeaderStep::Write(_) = self.candidate.step(sent) else {
+            return Ok(());
+        };
+        let written = match &self.lease {
+            None => self.store.create(self.renewed(None)).await,
+            Some(known) => self.store.update(self.renewed(Some(known))).await,
+        };
+        match written {
+            Ok(lease) => {
+                self.candidate.wrote(record(Some(&lease)), sent);
+                self.lease = Some(lease);
+                Ok(())
+            }
+            Err(StoreError::Conflict(_) | StoreError::Exists(_) | StoreError::NotFound(_)) => {
+                self.candidate.lost();
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The lease with our name in it, to be written over the version that is known.
+    fn renewed(&self, known: Option<&Object>) -> Object {
+        let time = micro_time();
+        let mut lease = match known {
+            Some(known) => known.clone(),
+            None => Object::new(&lease_key(), json!({ "spec": {} })),
+        };
+        let spec = &mut lease.value_mut()["spec"];
+        if spec["holderIdentity"] != json!(self.election.identity) {
+            let transitions = spec["leaseTransitions"].as_u64();
+            spec["leaseTransitions"] = json!(transitions.map_or(0, |count| count + 1));
+            spec["acquireTime"] = json!(time);
+            spec["holderIdentity"] = json!(self.election.identity);
+        }
+        spec["leaseDurationSeconds"] = json!(self.election.duration.as_secs().max(1));
+        spec["renewTime"] = json!(time);
+        lease
+    }
+}
+
+fn lease_key() -> ObjectKey {
+    ObjectKey::namespaced(Kind::Lease, SYSTEM_NAMESPACE, NAME)
+}
+
+/// The lock as the candidate sees it. It compares versions for being equal only, so that a hash does.
+fn record(lease: Option<&Object>) -> LeaderRecord<String> {
+    let Some(lease) = lease else {
+        return LeaderRecord::default();
+    };
+    let version = lease.resource_version().unwrap_or_default();
+    let leader = lease.at("/spec/holderIdentity").as_str();
+    LeaderRecord {
+        version: Version(fnv1a64(version.bytes())),
+        leader: leader.filter(|name| !name.is_empty()).map(str::to_owned),
+    }
+}
+
+/// A store that is written to only while this controller leads.
+#[derive(Clone)]
+pub(crate) struct Led<S> {
+    pub(crate) store: S,
+    pub(crate) leadership: Leadership,
+}
+
+impl<S: ObjectStore> Led<S> {
+    /// A write that is cut off at the moment at which another may begin to lead.
+    async fn write<T>(
+        &self,
+        key: &ObjectKey,
+        write: impl Future<Output = Result<T, StoreError>>,
+    ) -> Result<T, StoreError> {
+        let not_leading = || StoreError::NotLeading(key.clone());
+        let remaining = self.leadership.remaining().ok_or_else(not_leading)?;
+        match tokio::time::timeout(remaining, write).await {
+            Ok(written) => written,
+            Err(_) => Err(not_leading()),
+        }
+    }
+}
+
+impl<S: ObjectStore> ObjectStore for Led<S> {
+    fn watch(&self, request: &WatchRequest) -> Result<Watch, StoreError> {
+        self.store.watch(request)
+    }
+
+    async fn read(&self, key: &ObjectKey) -> Result<Option<Object>, StoreError> {
+        self.store.read(key).await
+    }
+
+    async fn create(&self, object: Object) -> Result<Object, StoreError> {
+        let key = object.key().clone();
+        self.write(&key, self.store.create(object)).await
+    }
+
+    async fn update(&self, object: Object) -> Result<Object, StoreError> {
+        let key = object.key().clone();
+        self.write(&key, self.store.update(object)).await
+    }
+
+    async fn update_status(&self, object: Object) -> Result<Object, StoreError> {
+        let key = object.key().clone();
+        self.write(&key, self.store.update_status(object)).await
+    }
+
+    async fn remove(&self, key: &ObjectKey) -> Result<bool, StoreError> {
+        self.write(key, self.store.remove(key)).await
+    }
+}
+
+#[cfg(test)]
+mod tests;
