@@ -10,7 +10,7 @@ use clap::{Args, Parser, Subcommand};
 use egressnat_core::model::NodeName;
 use egressnat_core::{NodePlan, Report};
 use egressnat_dataplane::{Config, Dataplane, MarkMask, cleanup};
-use egressnat_kube::{AgentConfig, DirectoryStore, NodeDataplane, run_agent};
+use egressnat_kube::{AgentConfig, ApiStore, DirectoryStore, NodeDataplane, run_agent};
 use ipnet::IpNet;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
@@ -37,9 +37,12 @@ enum Command {
 
 #[derive(Args)]
 struct Run {
-    /// Directory of YAML files that holds the objects.
-    #[arg(long, value_name = "DIR", required = true)]
+    /// Directory of YAML files that holds the objects, instead of a cluster.
+    #[arg(long, value_name = "DIR", conflicts_with = "kubeconfig")]
     manifests: Option<PathBuf>,
+    /// Says where the cluster's API server is. Not needed in a pod, which has a service account.
+    #[arg(long, value_name = "FILE")]
+    kubeconfig: Option<PathBuf>,
     /// The node this agent runs on.
     #[arg(long, value_name = "NAME", required = true)]
     node: Option<NodeName>,
@@ -131,18 +134,31 @@ async fn main() -> anyhow::Result<()> {
         );
         return Ok(());
     }
-    let run = arguments.run;
-    // Options only for the sake of the subcommand, which takes neither.
-    let store = DirectoryStore::open(run.manifests.context("--manifests is missing")?)?;
+    run(arguments.run).await.context("the agent stopped")
+}
+
+async fn run(run: Run) -> anyhow::Result<()> {
+    // An option only for the sake of the subcommand, which does not take it.
     let config = AgentConfig {
         node: run.node.context("--node is missing")?,
         lease_duration: Duration::from_secs(run.lease_duration),
         cluster_ranges: run.cluster_ranges,
     };
-    let dataplane = Dataplane::open(run.host.config())
+    if let Some(directory) = run.manifests {
+        let store = DirectoryStore::open(directory)?;
+        return Ok(run_agent(store, open(run.host).await?, config).await?);
+    }
+    let store = match &run.kubeconfig {
+        Some(path) => ApiStore::from_kubeconfig(path).await?,
+        None => ApiStore::in_cluster()?,
+    };
+    Ok(run_agent(store, open(run.host).await?, config).await?)
+}
+
+/// After the store, so that a mistake in the options leaves the kernel alone.
+async fn open(host: Host) -> anyhow::Result<Kernel> {
+    let dataplane = Dataplane::open(host.config())
         .await
         .context("the packet path cannot be put in place")?;
-    run_agent(store, Kernel(dataplane), config)
-        .await
-        .context("the agent stopped")
+    Ok(Kernel(dataplane))
 }

@@ -4,8 +4,8 @@ use std::io::IsTerminal;
 use std::path::PathBuf;
 
 use anyhow::Context;
-use clap::Parser;
-use egressnat_kube::{ControllerConfig, DirectoryStore, run_controller};
+use clap::{ArgAction, Parser};
+use egressnat_kube::{ApiStore, ControllerConfig, DirectoryStore, Election, run_controller};
 use ipnet::IpNet;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
@@ -14,9 +14,16 @@ use tracing_subscriber::filter::LevelFilter;
 #[derive(Parser)]
 #[command(version)]
 struct Arguments {
-    /// Directory of YAML files that holds the objects.
-    #[arg(long, value_name = "DIR")]
-    manifests: PathBuf,
+    /// Directory of YAML files that holds the objects, instead of a cluster.
+    #[arg(long, value_name = "DIR", conflicts_with = "kubeconfig")]
+    manifests: Option<PathBuf>,
+    /// Says where the cluster's API server is. Not needed in a pod, which has a service account.
+    #[arg(long, value_name = "FILE")]
+    kubeconfig: Option<PathBuf>,
+    /// Whether controllers agree which of them writes, by the Lease kube-system/egressnat-controller; only in a cluster.
+    #[arg(long, value_name = "BOOL", default_value_t = true, action = ArgAction::Set, num_args = 0..=1,
+        default_missing_value = "true", require_equals = true)]
+    leader_elect: bool,
     /// A range inside the cluster that no object tells, such as the service range; repeatable.
     #[arg(long = "cluster-range", value_name = "CIDR")]
     cluster_ranges: Vec<IpNet>,
@@ -34,10 +41,21 @@ async fn main() -> anyhow::Result<()> {
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
         .init();
-    let store = DirectoryStore::open(arguments.manifests)?;
-    let config = ControllerConfig {
+    let mut config = ControllerConfig {
         cluster_ranges: arguments.cluster_ranges,
+        election: None,
     };
+    if let Some(directory) = arguments.manifests {
+        let store = DirectoryStore::open(directory)?;
+        return run_controller(store, config)
+            .await
+            .context("the controller stopped");
+    }
+    let store = match &arguments.kubeconfig {
+        Some(path) => ApiStore::from_kubeconfig(path).await?,
+        None => ApiStore::in_cluster()?,
+    };
+    config.election = arguments.leader_elect.then(Election::of_this_process);
     run_controller(store, config)
         .await
         .context("the controller stopped")
