@@ -54,22 +54,33 @@ peer_url=http://127.0.0.1:$peer_port
     </dev/null >"$directory/etcd.log" 2>&1 &
 pids+=($!)
 # No controller runs beside it that would make service accounts for pods; requests are too few to be queued.
-"$assets/kube-apiserver" --etcd-servers "$etcd_url" \
-    --bind-address 127.0.0.1 --secure-port "$api_port" --advertise-address 127.0.0.1 --endpoint-reconciler-type none \
-    --cert-dir "$directory/certs" --token-auth-file "$directory/tokens.csv" --authorization-mode RBAC \
-    --service-account-issuer https://kubernetes.default.svc --service-account-key-file "$directory/service-account.key" \
-    --service-account-signing-key-file "$directory/service-account.key" --service-cluster-ip-range 10.96.0.0/16 \
-    --disable-admission-plugins ServiceAccount --enable-priority-and-fairness=false \
-    </dev/null >"$directory/kube-apiserver.log" 2>&1 &
-pids+=($!)
+start_api() {
+    "$assets/kube-apiserver" --etcd-servers "$etcd_url" \
+        --bind-address 127.0.0.1 --secure-port "$api_port" --advertise-address 127.0.0.1 --endpoint-reconciler-type none \
+        --cert-dir "$directory/certs" --token-auth-file "$directory/tokens.csv" --authorization-mode RBAC \
+        --service-account-issuer https://kubernetes.default.svc --service-account-key-file "$directory/service-account.key" \
+        --service-account-signing-key-file "$directory/service-account.key" --service-cluster-ip-range 10.96.0.0/16 \
+        --disable-admission-plugins ServiceAccount --enable-priority-and-fairness=false \
+        </dev/null >>"$directory/kube-apiserver.log" 2>&1 &
+    api=$!
+    pids+=("$api")
+    echo "$api" >"$directory/kube-apiserver.pid"
+}
+start_api
 
 # Until standard input ends, or until one of the two does: then whoever waits for it wants to know why.
 exec 3<&0
 while IFS= read -r _ <&3; do :; done &
 reader=$!
 pids+=("$reader")
-ended=
-wait -n -p ended || true
+# Whoever wants to see a restart makes the file "restart" and kills the API server.
+while :; do
+    ended=
+    wait -n -p ended || true
+    { [ "$ended" = "$api" ] && [ -e "$directory/restart" ]; } || break
+    rm "$directory/restart"
+    start_api
+done
 if [ "$ended" != "$reader" ]; then
     echo "etcd or kube-apiserver ended by itself:" >&2
     tail -n 5 "$directory/etcd.log" "$directory/kube-apiserver.log" >&2

@@ -134,7 +134,7 @@ async fn main() -> anyhow::Result<()> {
         );
         return Ok(());
     }
-    run(arguments.run).await.context("the agent stopped")
+    run(arguments.run).await
 }
 
 async fn run(run: Run) -> anyhow::Result<()> {
@@ -146,13 +146,17 @@ async fn run(run: Run) -> anyhow::Result<()> {
     };
     if let Some(directory) = run.manifests {
         let store = DirectoryStore::open(directory)?;
-        return Ok(run_agent(store, open(run.host).await?, config).await?);
+        return run_agent(store, open(run.host).await?, config)
+            .await
+            .context("the agent stopped");
     }
     let store = match &run.kubeconfig {
         Some(path) => ApiStore::from_kubeconfig(path).await?,
         None => ApiStore::in_cluster()?,
     };
-    Ok(run_agent(store, open(run.host).await?, config).await?)
+    run_agent(store, open(run.host).await?, config)
+        .await
+        .context("the agent stopped")
 }
 
 /// After the store, so that a mistake in the options leaves the kernel alone.

@@ -1,7 +1,7 @@
 use super::*;
 use crate::directory::DirectoryStore;
-use egressnat_core::Decision;
 use crate::object::{Object, ObjectKey};
+use egressnat_core::Decision;
 use serde_json::{Value, json};
 use std::sync::{Arc, Mutex};
 

@@ -1,11 +1,18 @@
-//! The resources in a real API server, with a real kubectl.
+//! The resources and both loops in a real API server, with a real kubectl.
 //!
 //! `hack/kube-apiserver.sh` yields both; where they are missing, these tests fail and say so.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by it")]
 
+mod agent;
+mod cluster;
+mod controller;
 mod crds;
+mod leaders;
 mod manifests;
+mod outage;
+mod rbac;
 mod refused;
 mod server;
 mod server_ends;
+mod wire;

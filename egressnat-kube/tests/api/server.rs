@@ -33,9 +33,7 @@ pub(crate) fn shared() -> &'static Server {
     static SERVER: OnceLock<Server> = OnceLock::new();
     SERVER.get_or_init(|| {
         let server = Server::start();
-        server.ok(&["apply", "--filename", crds()]);
-        let wait = ["wait", "--for=condition=Established", "--timeout=60s"];
-        server.ok(&[&wait[..], &["--filename", crds()]].concat());
+        server.install_crds();
         server
     })
 }
@@ -84,6 +82,28 @@ impl Server {
             thread::sleep(Duration::from_millis(50));
         }
         Some(server)
+    }
+
+    /// Installs the CRDs and waits until they are served.
+    pub(crate) fn install_crds(&self) {
+        self.ok(&["apply", "--filename", crds()]);
+        let wait = ["wait", "--for=condition=Established", "--timeout=60s"];
+        self.ok(&[&wait[..], &["--filename", crds()]].concat());
+    }
+
+    /// Kills the API server with SIGKILL and waits until a new one is ready on the same etcd.
+    pub(crate) fn restart(&self) {
+        let pid = self.directory.join("kube-apiserver.pid");
+        let read = || std::fs::read_to_string(&pid).unwrap().trim().to_owned();
+        let before = read();
+        std::fs::write(self.directory.join("restart"), "").unwrap();
+        let process = nix::unistd::Pid::from_raw(before.parse().unwrap());
+        nix::sys::signal::kill(process, nix::sys::signal::Signal::SIGKILL).unwrap();
+        let deadline = Instant::now() + START;
+        while read() == before || !self.kubectl(&["get", "--raw", "/readyz"]).is_success {
+            assert!(Instant::now() < deadline, "{}", self.last_words());
+            thread::sleep(Duration::from_millis(50));
+        }
     }
 
     fn last_words(&self) -> String {

@@ -1,0 +1,342 @@
+//! A cluster without kubelets: an API server, the CRDs, the roles, nodes, and the two loops as their service accounts.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use egressnat_core::{Decision, NodePlan, Report};
+use egressnat_kube::{
+    AgentConfig, ApiStore, ControllerConfig, Election, NodeDataplane, StoreError, run_agent,
+    run_controller,
+};
+use ipnet::IpNet;
+use serde_json::{Value, json};
+use tokio::runtime::Runtime;
+use tokio::task::JoinHandle;
+
+use crate::server::Server;
+use crate::wire::Wire;
+
+/// Long enough for two busy cores.
+const DEADLINE: Duration = Duration::from_secs(60);
+
+/// Polls until there is something.
+pub(crate) fn until<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + DEADLINE;
+    loop {
+        if let Some(found) = probe() {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "timed out waiting for {what}");
+        thread::sleep(Duration::from_millis(50));
+    }
+}
+
+pub(crate) struct Cluster {
+    pub(crate) server: Server,
+    pub(crate) runtime: Runtime,
+}
+
+/// A loop that runs until it is dropped: killed, as far as others can see.
+pub(crate) struct Running(JoinHandle<Result<(), StoreError>>);
+
+impl Running {
+    pub(crate) fn is_running(&self) -> bool {
+        !self.0.is_finished()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// A running agent, and all plans that it has applied.
+pub(crate) struct Agent {
+    pub(crate) running: Running,
+    plans: Arc<Mutex<Vec<NodePlan>>>,
+}
+
+impl Agent {
+    pub(crate) fn plans(&self) -> Vec<NodePlan> {
+        self.plans.lock().unwrap().clone()
+    }
+
+    pub(crate) fn plan(&self) -> Option<NodePlan> {
+        self.plans.lock().unwrap().last().cloned()
+    }
+
+    pub(crate) fn decides(&self, pod: &str, destination: &str) -> Option<Decision> {
+        let plan = self.plan()?;
+        Some(plan.decide(pod.parse().unwrap(), destination.parse().unwrap(), None))
+    }
+
+    pub(crate) fn until_decides(&self, pod: &str, destination: &str, want: Decision) {
+        until(&format!("{pod} -> {destination}: {want:?}"), || {
+            (self.decides(pod, destination) == Some(want)).then_some(())
+        });
+    }
+}
+
+struct Recording {
+    plans: Arc<Mutex<Vec<NodePlan>>>,
+}
+
+impl NodeDataplane for Recording {
+    async fn apply(&mut self, plan: &NodePlan) -> Report {
+        let mut plans = self.plans.lock().unwrap();
+        if plans.last() != Some(plan) {
+            plans.push(plan.clone());
+        }
+        Report::default()
+    }
+
+    async fn changed(&mut self) {
+        std::future::pending().await
+    }
+
+    fn subnets(&self) -> BTreeSet<IpNet> {
+        ["192.168.1.1/24".parse().unwrap()].into()
+    }
+}
+
+impl Cluster {
+    /// With CRDs, roles, and the nodes worker1 and worker2.
+    pub(crate) fn start() -> Self {
+        let cluster = Self::without_crds();
+        cluster.server.install_crds();
+        cluster
+    }
+
+    pub(crate) fn without_crds() -> Self {
+        let server = Server::start();
+        until("kube-system", || {
+            server
+                .kubectl(&["get", "namespace", "kube-system"])
+                .is_success
+                .then_some(())
+        });
+        let rbac = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/rbac.yaml");
+        server.ok(&["apply", "--filename", rbac]);
+        let cluster = Self {
+            server,
+            runtime: Runtime::new().unwrap(),
+        };
+        for (name, address) in [("worker1", "192.168.1.1"), ("worker2", "192.168.1.2")] {
+            let addresses = json!([{"type": "InternalIP", "address": address}]);
+            cluster.create(&json!({
+                "apiVersion": "v1", "kind": "Node", "metadata": {"name": name}, "status": {"addresses": addresses},
+            }));
+        }
+        cluster
+    }
+
+    pub(crate) fn create(&self, object: &Value) {
+        self.server
+            .ok_with(&["create", "--filename", "-"], &object.to_string());
+    }
+
+    pub(crate) fn apply(&self, object: &Value) {
+        let told = self.server.apply(&object.to_string());
+        assert!(told.is_success, "{object}: {}", told.stderr);
+    }
+
+    pub(crate) fn apply_examples(&self, version: &str) {
+        let examples = examples(version);
+        let told = self
+            .server
+            .kubectl(&["create", "namespace", "cluster-cluster1"]);
+        assert!(
+            told.is_success || told.stderr.contains("AlreadyExists"),
+            "{}",
+            told.stderr
+        );
+        self.server.ok(&["apply", "--filename", &examples]);
+    }
+
+    /// A pod that runs on a node with an address.
+    pub(crate) fn run_pod(&self, name: &str, node: &str, address: &str) {
+        self.create(&json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": {"name": name, "namespace": "alice", "labels": {"role": "frontend"}},
+            "spec": {"nodeName": node, "containers": [{"name": "main", "image": "none"}], "terminationGracePeriodSeconds": 0},
+        }));
+        let status = json!({"phase": "Running", "podIP": address, "podIPs": [{"ip": address}]});
+        self.patch_status(&["pod", name, "--namespace=alice"], &status);
+    }
+
+    pub(crate) fn patch_status(&self, object: &[&str], status: &Value) {
+        let patch = format!("--patch={}", json!({ "status": status }));
+        let arguments = ["--subresource=status", "--type=merge", &patch];
+        self.server
+            .ok(&[&["patch"], object, &arguments[..]].concat());
+    }
+
+    /// An object, if it is there.
+    pub(crate) fn find(&self, arguments: &[&str]) -> Option<Value> {
+        let told = self
+            .server
+            .kubectl(&[&["get", "--output=json"], arguments].concat());
+        told.is_success
+            .then(|| serde_json::from_str(&told.stdout).unwrap())
+    }
+
+    /// A kubeconfig for a service account, which may do what `deploy/rbac.yaml` says.
+    pub(crate) fn kubeconfig(&self, account: &str, port: Option<u16>) -> PathBuf {
+        let directory = self.server.directory();
+        let admin = fs::read_to_string(directory.join("kubeconfig")).unwrap();
+        let mut config: Value = serde_yaml_ng::from_str(&admin).unwrap();
+        let token = self
+            .server
+            .ok(&["create", "token", account, "--namespace=kube-system"]);
+        config["users"][0]["user"] = json!({ "token": token.trim() });
+        if let Some(port) = port {
+            config["clusters"][0]["cluster"]["server"] = json!(format!("https://127.0.0.1:{port}"));
+        }
+        let name = format!("kubeconfig-{account}-{}", port.unwrap_or(0));
+        let path = directory.join(name);
+        fs::write(&path, config.to_string()).unwrap();
+        path
+    }
+
+    pub(crate) fn store(&self, account: &str, wire: Option<&Wire>) -> ApiStore {
+        let path = self.kubeconfig(account, wire.map(|wire| wire.port));
+        self.runtime
+            .block_on(ApiStore::from_kubeconfig(&path))
+            .unwrap()
+    }
+
+    /// A way to the API server that can be cut.
+    pub(crate) fn wire(&self) -> Wire {
+        let kubeconfig = fs::read_to_string(self.server.directory().join("kubeconfig")).unwrap();
+        let port = kubeconfig.split("https://127.0.0.1:").nth(1).unwrap();
+        let port = port.lines().next().unwrap().trim().parse().unwrap();
+        Wire::to(port, self.runtime.handle())
+    }
+
+    pub(crate) fn controller(&self, identity: &str, wire: Option<&Wire>) -> Running {
+        let store = self.store("egressnat-controller", wire);
+        let config = ControllerConfig {
+            cluster_ranges: vec![],
+            election: Some(Election {
+                identity: identity.to_owned(),
+                duration: Duration::from_secs(3),
+            }),
+        };
+        Running(self.runtime.spawn(run_controller(store, config)))
+    }
+
+    pub(crate) fn agent(&self, node: &str, wire: Option<&Wire>) -> Agent {
+        let plans = Arc::new(Mutex::new(Vec::new()));
+        let config = AgentConfig {
+            node: node.parse().unwrap(),
+            lease_duration: Duration::from_secs(6),
+            cluster_ranges: vec![],
+        };
+        let dataplane = Recording {
+            plans: Arc::clone(&plans),
+        };
+        let store = self.store("egressnat-agent", wire);
+        let task = self.runtime.spawn(run_agent(store, dataplane, config));
+        Agent {
+            running: Running(task),
+            plans,
+        }
+    }
+
+    /// Waits until the status of an object is this.
+    pub(crate) fn until_status(&self, object: &[&str], want: &Value) {
+        let mut last = Value::Null;
+        let deadline = Instant::now() + DEADLINE;
+        while &last != want {
+            assert!(Instant::now() < deadline, "{object:?}: {last}, not {want}");
+            thread::sleep(Duration::from_millis(50));
+            last = self
+                .find(object)
+                .map_or(Value::Null, |object| object["status"].clone());
+        }
+    }
+
+    /// Waits for the only event with a reason about an object.
+    pub(crate) fn until_event(&self, reason: &str, about: &str) -> Value {
+        let selector = format!("--field-selector=reason={reason},involvedObject.name={about}");
+        until(&format!("{reason} about {about}"), || {
+            let list = self.find(&["events", "--all-namespaces", &selector])?;
+            let events = list["items"].as_array().unwrap();
+            assert!(events.len() < 2, "{events:?}");
+            events.first().cloned()
+        })
+    }
+
+    /// Who holds the controllers' lease, and its version.
+    pub(crate) fn leader(&self) -> Option<(String, String)> {
+        let lease = self.find(&["lease", "egressnat-controller", "--namespace=kube-system"])?;
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let holder = text(&lease["spec"]["holderIdentity"]);
+        Some((holder, text(&lease["metadata"]["resourceVersion"])))
+    }
+
+    /// Waits until the leader has renewed its lease this many times, and so has had the time to do anything else.
+    pub(crate) fn await_renewals(&self, count: usize) {
+        let mut seen = BTreeSet::new();
+        until("renewals of the leader", || {
+            seen.extend(self.leader());
+            (seen.len() > count).then_some(())
+        });
+    }
+
+    /// Kind, name and version of every object that both loops could write, leases left out.
+    pub(crate) fn versions(&self) -> Vec<String> {
+        let kinds = "ngg,ang,ngn,angn,enp,clusters,events,nodes,namespaces,pods";
+        let list = self.find(&[kinds, "--all-namespaces"]).unwrap();
+        let items = list["items"].as_array().unwrap().iter();
+        items
+            .map(|item| {
+                let metadata = &item["metadata"];
+                format!(
+                    "{} {} {}",
+                    item["kind"], metadata["name"], metadata["resourceVersion"]
+                )
+            })
+            .collect()
+    }
+}
+
+/// The directory of published manifests of a version.
+pub(crate) fn examples(version: &str) -> String {
+    format!("{}/../examples/{version}", env!("CARGO_MANIFEST_DIR"))
+}
+
+/// A group in `kube-system`.
+pub(crate) fn group(name: &str, addresses: &[&str]) -> Value {
+    json!({
+        "apiVersion": "networking.gke.io/v1", "kind": "NetworkGatewayGroup",
+        "metadata": {"name": name, "namespace": "kube-system"},
+        "spec": {"floatingIPs": addresses},
+    })
+}
+
+/// A policy for the frontends of Alice, to a range.
+pub(crate) fn policy(name: &str, group: &str, range: &str) -> Value {
+    json!({
+        "apiVersion": "networking.gke.io/v1", "kind": "EgressNATPolicy", "metadata": {"name": name},
+        "spec": {
+            "sources": [{
+                "namespaceSelector": {"matchLabels": {"user": "alice"}},
+                "podSelector": {"matchLabels": {"role": "frontend"}},
+            }],
+            "action": "SNAT",
+            "destinations": [{"cidr": range}],
+            "gatewayRef": {"name": group, "namespace": "kube-system"},
+        },
+    })
+}
+
+/// A namespace with labels.
+pub(crate) fn namespace(name: &str, labels: &Value) -> Value {
+    json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}})
+}
