@@ -204,3 +204,6 @@ impl ObjectStore for ApiStore {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
