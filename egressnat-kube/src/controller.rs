@@ -1,24 +1,24 @@
 //! The controller's loop: which node holds which floating IP, told in status and events.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
+use std::future::Future;
 use std::time::{Duration, Instant};
 
-use egressnat_core::gateway::SYSTEM_NAMESPACE;
-use egressnat_core::model::{GatewayKey, NodeName, Snapshot};
+use egressnat_core::model::NodeName;
 use egressnat_core::{Assigned, Assignment, ClusterPlan, effective_gateways, plan_cluster};
 use ipnet::IpNet;
-use serde_json::{Value, json};
 
-use crate::agent::AbortOnDrop;
 use crate::election::{self, Election, Leadership, Led};
 use crate::event::{Fact, Recorder, Severity};
 use crate::index::Index;
 use crate::kind::Kind;
 use crate::lease::{lease_node, read_lease};
 use crate::liveness::Liveness;
-use crate::object::{Object, ObjectKey};
-use crate::resource::{MIRROR_OF, gateway_key, object_key};
-use crate::store::{ObjectStore, StoreError, WatchEvent, WatchRequest};
+use crate::object::Object;
+use crate::resource::object_key;
+use crate::store::{ObjectStore, StoreError, Watch, WatchEvent, WatchRequest};
+
+mod write;
 
 /// What the controller watches: never pods.
 const KINDS: [Kind; 8] = [
@@ -65,45 +65,41 @@ pub async fn run_controller<S: ObjectStore>(
     store: S,
     config: ControllerConfig,
 ) -> Result<(), StoreError> {
+    run_controller_until(store, config, std::future::pending()).await
+}
+
+/// Runs the controller until `stop` is there or the store goes away, and then gives the lead up, so that another need not wait.
+///
+/// # Errors
+///
+/// The watch cannot be started.
+pub async fn run_controller_until<S: ObjectStore>(
+    store: S,
+    config: ControllerConfig,
+    stop: impl Future<Output = ()>,
+) -> Result<(), StoreError> {
     let mut watch = store.watch(&WatchRequest::of(&KINDS))?;
-    let mut elector = None;
-    let mut leadership = match config.election {
-        None => Leadership::Sole,
+    let (leadership, elector) = match config.election {
+        None => (Leadership::Sole, None),
         Some(election) => {
-            let (leadership, task) = election::start(store.clone(), election);
-            elector = Some(AbortOnDrop(task));
-            leadership
+            let (leadership, elector) = election::start(store.clone(), election);
+            (leadership, Some(elector))
         }
     };
-    let store = Led {
-        store,
-        leadership: leadership.clone(),
-    };
+    let store = Led { store, leadership };
     let mut controller = Controller::new(store, config.cluster_ranges);
-    let mut retry = Retry::default();
-    loop {
-        let expiry = controller.next_expiry(Instant::now());
-        let wake = expiry.into_iter().chain(retry.at).min();
+    // Dropped where it is, in the middle of a write perhaps, before the lead is given up.
+    let stopped = async {
         tokio::select! {
-            event = watch.next() => {
-                let Some(event) = event else {
-                    drop(elector);
-                    return Ok(());
-                };
-                controller.take(event);
-                tokio::time::sleep(SETTLE).await;
-                while let Some(event) = watch.try_next() {
-                    controller.take(event);
-                }
-            }
-            () = leadership.changed() => {}
-            () = until(wake) => {}
+            () = stop => {}
+            () = controller.run(&mut watch) => {}
         }
-        match controller.turn().await {
-            Ok(()) => retry = Retry::default(),
-            Err(error) => retry.failed(&error),
-        }
+    };
+    stopped.await;
+    if let Some(elector) = elector {
+        elector.resign().await;
     }
+    Ok(())
 }
 
 /// Waits until then; for ever without a time.
@@ -150,6 +146,8 @@ struct Controller<S> {
     recorder: Recorder,
     /// In force; none before the first run, which starts from the status.
     assignment: Option<Assignment>,
+    /// Refused writes that were told.
+    refused: BTreeSet<String>,
     /// Whether the watch has told everything once.
     is_synced: bool,
     /// Whether the store cannot be seen now.
@@ -167,10 +165,37 @@ impl<S: ObjectStore> Controller<S> {
             liveness: Liveness::default(),
             recorder: Recorder::default(),
             assignment: None,
+            refused: BTreeSet::new(),
             is_synced: false,
             is_interrupted: false,
             is_leading: false,
             last_contact: Instant::now(),
+        }
+    }
+
+    /// Runs until the store goes away.
+    async fn run(&mut self, watch: &mut Watch) {
+        let mut leadership = self.store.leadership.clone();
+        let mut retry = Retry::default();
+        loop {
+            let expiry = self.next_expiry(Instant::now());
+            let wake = expiry.into_iter().chain(retry.at).min();
+            tokio::select! {
+                event = watch.next() => {
+                    let Some(event) = event else { return };
+                    self.take(event);
+                    tokio::time::sleep(SETTLE).await;
+                    while let Some(event) = watch.try_next() {
+                        self.take(event);
+                    }
+                }
+                () = leadership.changed() => {}
+                () = until(wake) => {}
+            }
+            match self.turn().await {
+                Ok(()) => retry = Retry::default(),
+                Err(error) => retry.failed(&error),
+            }
         }
     }
 
@@ -255,6 +280,7 @@ impl<S: ObjectStore> Controller<S> {
 
     fn begin(&mut self) {
         self.assignment = None;
+        self.refused.clear();
         self.recorder = Recorder::default();
     }
 
@@ -292,157 +318,6 @@ impl<S: ObjectStore> Controller<S> {
         }
         let facts = findings.iter().map(Fact::from).map(identified).collect();
         self.recorder.holding(&self.store, facts).await
-    }
-
-    /// Gateways of cluster namespaces are effective as copies in `kube-system` (E7).
-    async fn write_copies(&mut self, assigned: &Assigned) -> Result<(), StoreError> {
-        let gateways = &assigned.gateways.gateways;
-        let orphans: Vec<ObjectKey> = [Kind::NetworkGatewayGroup, Kind::AnthosNetworkGateway]
-            .into_iter()
-            .flat_map(|kind| self.index.objects(kind))
-            .filter(|object| object.annotation(MIRROR_OF).is_some())
-            .filter(|object| {
-                let key = gateway_key(object);
-                key.is_none_or(|key| {
-                    gateways
-                        .get(&key)
-                        .is_none_or(|gateway| gateway.mirror_of.is_none())
-                })
-            })
-            .map(|object| object.key().clone())
-            .collect();
-        for key in orphans {
-            self.store.remove(&key).await?;
-            self.index.delete(&key);
-        }
-        for (key, gateway) in gateways {
-            let Some(namespace) = &gateway.mirror_of else {
-                continue;
-            };
-            let spec = json!({ "floatingIPs": gateway.floating_ips });
-            let annotation = Some((MIRROR_OF, namespace.as_str()));
-            self.ensure(&object_key(key), spec, annotation).await?;
-        }
-        Ok(())
-    }
-
-    /// Makes an object's spec what it should be, and one annotation; others are not ours.
-    async fn ensure(
-        &mut self,
-        key: &ObjectKey,
-        spec: Value,
-        annotation: Option<(&str, &str)>,
-    ) -> Result<(), StoreError> {
-        let known = self.index.object(key);
-        let mut object = match known {
-            Some(known) => known.clone(),
-            None => Object::new(key, json!({})),
-        };
-        object.value_mut()["spec"] = spec;
-        if let Some((name, value)) = annotation {
-            object.value_mut()["metadata"]["annotations"][name] = json!(value);
-        }
-        let written = match known {
-            None => self.store.create(object).await?,
-            Some(known) if *known == object => return Ok(()),
-            Some(_) => self.store.update(object).await?,
-        };
-        self.remember(written);
-        Ok(())
-    }
-
-    /// Makes an object's status what it should be. An object that is not there (yet) is left.
-    async fn ensure_status(&mut self, key: &ObjectKey, status: Value) -> Result<(), StoreError> {
-        let Some(known) = self
-            .index
-            .object(key)
-            .filter(|known| known.at("/status") != &status)
-        else {
-            return Ok(());
-        };
-        let mut object = known.clone();
-        object.value_mut()["status"] = status;
-        let written = self.store.update_status(object).await?;
-        self.remember(written);
-        Ok(())
-    }
-
-    /// What we wrote ourselves counts at once, not only when the watch tells it.
-    fn remember(&mut self, object: Object) {
-        if let Err(error) = self.index.apply(object) {
-            tracing::error!(%error, "an object of our own does not make sense");
-        }
-    }
-
-    /// The seeds' own shape: `nodes: {node: Up|Down}`, `floatingIPs: {ip: node}`.
-    async fn write_gateway_status(
-        &mut self,
-        snapshot: &Snapshot,
-        assigned: &Assigned,
-    ) -> Result<(), StoreError> {
-        let nodes: BTreeMap<String, String> = self
-            .index
-            .gateway_nodes()
-            .iter()
-            .filter_map(|name| {
-                Some((
-                    name.to_string(),
-                    snapshot.nodes.get(name)?.health.to_string(),
-                ))
-            })
-            .collect();
-        for key in assigned.gateways.gateways.keys() {
-            let holders: BTreeMap<String, &str> = assigned
-                .assignment
-                .nodes
-                .iter()
-                .filter(|(address, _)| assigned.gateways.owners.get(*address) == Some(key))
-                .map(|(address, node)| (address.to_string(), node.as_str()))
-                .collect();
-            let status = json!({ "nodes": nodes, "floatingIPs": holders });
-            self.ensure_status(&object_key(key), status).await?;
-        }
-        Ok(())
-    }
-
-    /// One object per node with its health and its floating IPs (E2), of the older kind too where that is in use.
-    async fn write_nodes(
-        &mut self,
-        snapshot: &Snapshot,
-        assigned: &Assigned,
-    ) -> Result<(), StoreError> {
-        let is_anthos =
-            |key: &GatewayKey| key.kind == egressnat_core::model::GatewayKind::AnthosNetworkGateway;
-        let has_anthos = assigned.gateways.gateways.keys().any(is_anthos);
-        for name in self.index.gateway_nodes() {
-            let Some(node) = snapshot.nodes.get(&name) else {
-                continue;
-            };
-            let held: BTreeSet<String> = assigned
-                .assignment
-                .held_by(&name)
-                .map(|address| address.to_string())
-                .collect();
-            let status = json!({ "health": node.health.to_string(), "floatingIPs": held });
-            let key =
-                ObjectKey::namespaced(Kind::NetworkGatewayNode, SYSTEM_NAMESPACE, name.as_str());
-            let anthos = ObjectKey {
-                kind: Kind::AnthosNetworkGatewayNode,
-                ..key.clone()
-            };
-            if has_anthos {
-                let spec = self
-                    .index
-                    .object(&key)
-                    .map(|object| object.at("/spec").clone())
-                    .filter(|spec| !spec.is_null())
-                    .unwrap_or_else(|| json!({}));
-                self.ensure(&anthos, spec, None).await?;
-                self.ensure_status(&anthos, status.clone()).await?;
-            }
-            self.ensure_status(&key, status).await?;
-        }
-        Ok(())
     }
 }
 

@@ -9,7 +9,7 @@ use egressnat_core::gateway::SYSTEM_NAMESPACE;
 use egressnat_core::ownership::{Candidate, LeaderRecord, LeaderStep, Time, Timing, Version};
 use nix::time::{ClockId, clock_gettime};
 use serde_json::json;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 
 use crate::kind::Kind;
 use crate::lease::micro_time;
@@ -88,12 +88,10 @@ impl Leadership {
     }
 }
 
-/// Takes part in the election for ever; the receiver says until when it leads.
-pub(crate) fn start<S: ObjectStore>(
-    store: S,
-    election: Election,
-) -> (Leadership, tokio::task::JoinHandle<()>) {
+/// Takes part in the election until it is told to resign, or dropped.
+pub(crate) fn start<S: ObjectStore>(store: S, election: Election) -> (Leadership, Candidacy) {
     let (sender, receiver) = watch::channel(None);
+    let (resign, resigned) = oneshot::channel();
     let timing = Timing {
         duration: election.duration,
         rate_error: RATE_ERROR,
@@ -105,7 +103,36 @@ pub(crate) fn start<S: ObjectStore>(
         leads_until: sender,
         election,
     };
-    (Leadership::Elected(receiver), tokio::spawn(elector.run()))
+    let task = tokio::spawn(async move {
+        elector.run(resigned).await;
+    });
+    let candidacy = Candidacy {
+        resign: Some(resign),
+        task,
+    };
+    (Leadership::Elected(receiver), candidacy)
+}
+
+/// A part in the election, which ends with this value.
+pub(crate) struct Candidacy {
+    resign: Option<oneshot::Sender<()>>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Candidacy {
+    /// Gives the lead up, if it has it. The one who calls this writes no more.
+    pub(crate) async fn resign(mut self) {
+        if let Some(resign) = self.resign.take() {
+            let _ = resign.send(());
+            let _ = (&mut self.task).await;
+        }
+    }
+}
+
+impl Drop for Candidacy {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
 }
 
 struct Elector<S> {
@@ -118,7 +145,7 @@ struct Elector<S> {
 }
 
 impl<S: ObjectStore> Elector<S> {
-    async fn run(mut self) {
+    async fn run(mut self, mut resigned: oneshot::Receiver<()>) {
         let pause = self.election.duration / RENEWALS;
         let (mut is_failing, mut is_leading) = (false, false);
         loop {
@@ -148,7 +175,30 @@ impl<S: ObjectStore> Elector<S> {
                 *told = until;
                 is_news
             });
-            tokio::time::sleep(pause).await;
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                told = &mut resigned => {
+                    if told.is_ok() {
+                        self.give_up().await;
+                    }
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Takes its name out of the lease, so that the others need not wait until it has run out.
+    async fn give_up(mut self) {
+        self.leads_until.send_replace(None);
+        let leads = self.candidate.leads_until(now()).is_some();
+        let Some(mut lease) = self.lease.take().filter(|_| leads) else {
+            return;
+        };
+        lease.value_mut()["spec"]["holderIdentity"] = json!("");
+        let given = tokio::time::timeout(self.election.duration / 2, self.store.update(lease));
+        match given.await {
+            Ok(Ok(_)) => tracing::info!("the lead is given up"),
+            _ => tracing::warn!("the lead could not be given up: others wait until it has run out"),
         }
     }
 

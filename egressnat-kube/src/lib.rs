@@ -55,7 +55,7 @@ mod store;
 pub use agent::{AgentConfig, NodeDataplane, run_agent};
 #[cfg(feature = "api")]
 pub use api::{ApiStore, ConnectError};
-pub use controller::{ControllerConfig, run_controller};
+pub use controller::{ControllerConfig, run_controller, run_controller_until};
 pub use directory::{Applied, DirectoryStore};
 pub use election::Election;
 pub use index::Index;

@@ -1,12 +1,14 @@
 //! The controller: assigns floating IPs to nodes, tells status and events.
 
+use std::future::Future;
 use std::io::IsTerminal;
 use std::path::PathBuf;
 
 use anyhow::Context;
 use clap::{ArgAction, Parser};
-use egressnat_kube::{ApiStore, ControllerConfig, DirectoryStore, Election, run_controller};
+use egressnat_kube::{ApiStore, ControllerConfig, DirectoryStore, Election, run_controller_until};
 use ipnet::IpNet;
+use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
@@ -41,13 +43,14 @@ async fn main() -> anyhow::Result<()> {
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
         .init();
+    let stop = stop()?;
     let mut config = ControllerConfig {
         cluster_ranges: arguments.cluster_ranges,
         election: None,
     };
     if let Some(directory) = arguments.manifests {
         let store = DirectoryStore::open(directory)?;
-        return run_controller(store, config)
+        return run_controller_until(store, config, stop)
             .await
             .context("the controller stopped");
     }
@@ -56,7 +59,19 @@ async fn main() -> anyhow::Result<()> {
         None => ApiStore::in_cluster()?,
     };
     config.election = arguments.leader_elect.then(Election::of_this_process);
-    run_controller(store, config)
+    run_controller_until(store, config, stop)
         .await
         .context("the controller stopped")
+}
+
+/// Waits until somebody wants this process to end.
+fn stop() -> anyhow::Result<impl Future<Output = ()>> {
+    let mut terminate = signal(SignalKind::terminate()).context("no handler of SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("no handler of SIGINT")?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
 }

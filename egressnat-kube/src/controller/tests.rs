@@ -1,5 +1,8 @@
 use super::*;
 use crate::directory::DirectoryStore;
+use crate::object::ObjectKey;
+use egressnat_core::gateway::SYSTEM_NAMESPACE;
+use serde_json::{Value, json};
 use std::time::Duration;
 
 struct Cluster {

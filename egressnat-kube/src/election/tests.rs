@@ -35,7 +35,7 @@ async fn one_leads_and_another_takes_over_when_it_has_gone() {
     let (first, task) = start(store.clone(), election("first", duration));
     until("a leader", || first.remaining().is_some()).await;
     let (second, other) = start(store.clone(), election("second", duration));
-    task.abort();
+    drop(task);
     until("the other to lead", || {
         let (old, new) = (first.remaining(), second.remaining());
         assert!(
@@ -48,7 +48,20 @@ async fn one_leads_and_another_takes_over_when_it_has_gone() {
     let lease = store.get(&lease_key()).unwrap().unwrap();
     assert_eq!(lease.at("/spec/holderIdentity"), "second");
     assert_eq!(lease.at("/spec/leaseTransitions"), 1);
-    other.abort();
+    drop(other);
+}
+
+#[tokio::test]
+async fn who_resigns_makes_nobody_wait() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = DirectoryStore::open(directory.path()).unwrap();
+    let long = Duration::from_secs(60);
+    let (first, candidacy) = start(store.clone(), election("first", long));
+    until("a leader", || first.remaining().is_some()).await;
+    candidacy.resign().await;
+    assert_eq!(first.remaining(), None);
+    let (second, _candidacy) = start(store.clone(), election("second", long));
+    until("the next leader", || second.remaining().is_some()).await;
 }
 
 #[tokio::test]
@@ -64,7 +77,7 @@ async fn who_finds_another_name_in_the_lease_leads_no_more() {
     })
     .await;
     until("the end of its lead", || first.remaining().is_none()).await;
-    task.abort();
+    drop(task);
 }
 
 #[tokio::test]
