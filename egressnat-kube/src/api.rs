@@ -175,7 +175,15 @@ impl ObjectStore for ApiStore {
     async fn create(&self, object: Object) -> Result<Object, StoreError> {
         let key = object.key();
         let request = of_key(key).create(&PostParams::default(), body(&object));
-        taken(key, self.ask("create", key, request).await?)
+        match self.ask("create", key, request).await {
+            Ok(value) => taken(key, value),
+            // What is missing is not the object.
+            Err(StoreError::NotFound(_)) => Err(refused(
+                format!("create {key}"),
+                &"the cluster does not know the kind, or has no such namespace: kubectl apply -f deploy/crds",
+            )),
+            Err(error) => Err(error),
+        }
     }
 
     async fn update(&self, object: Object) -> Result<Object, StoreError> {

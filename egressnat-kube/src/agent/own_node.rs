@@ -67,14 +67,14 @@ impl<S: ObjectStore> OwnNode<S> {
             match failure {
                 None if self.is_failing => {
                     self.is_failing = false;
-                    tracing::info!("the lease is renewed again");
+                    tracing::info!("lease and description of the node are written again");
                 }
                 Some(error) if !self.is_failing => {
                     self.is_failing = true;
                     let error = &error as &dyn std::error::Error;
                     tracing::error!(
                         error,
-                        "the node cannot tell that it is alive, and will count as down; trying again"
+                        "lease and description of the node cannot be written, without which it counts as down; trying again"
                     );
                 }
                 _ => {}

@@ -244,6 +244,9 @@ async fn failures_are_told_in_the_words_of_the_port() {
         assert!(error.to_string().contains(want), "{code} {reason}: {error}");
     }
     let (store, _) = fake::store(|_| Answer::failure(404, "NotFound"));
+    let created = store.create(Object::from_value(group("a", 1)).unwrap());
+    let error = created.await.unwrap_err().to_string();
+    assert!(error.contains("kubectl apply -f deploy/crds"), "{error}");
     assert_eq!(store.read(&key("a")).await.unwrap(), None);
     assert!(!store.remove(&key("a")).await.unwrap());
 }
