@@ -12,7 +12,7 @@ use crate::election::{self, Election, Leadership, Led};
 use crate::event::{Fact, Recorder, Severity};
 use crate::index::Index;
 use crate::kind::Kind;
-use crate::lease::{lease_node, read_lease};
+use crate::lease::{lease_key, lease_node, read_lease};
 use crate::liveness::Liveness;
 use crate::object::Object;
 use crate::resource::object_key;
@@ -41,6 +41,9 @@ const RETRY_AT_MOST: Duration = Duration::from_secs(10);
 /// How long to wait for the rest of a burst of events.
 const SETTLE: Duration = Duration::from_millis(5);
 
+/// An answer that took longer comes out of an outage, in which nodes could not renew their leases either.
+const SLOW: Duration = Duration::from_millis(500);
+
 /// What the controller needs to know besides the objects.
 #[derive(Debug, Clone, Default)]
 pub struct ControllerConfig {
@@ -55,7 +58,7 @@ pub struct ControllerConfig {
 /// # Guarantees
 ///
 /// It writes only what differs, and each fact once. A floating IP changes its node only when its node is down, gone or
-/// unfit (E31, E32). After a restart it goes on from the assignment in the status. With an election only the leader writes, and
+/// unfit (E31, E32); before a node is taken for dead, its lease is read once more. After a restart it goes on from the assignment in the status. With an election only the leader writes, and
 /// one that is deposed stops at once. While the store cannot be reached nobody is taken for dead.
 ///
 /// # Errors
@@ -128,6 +131,8 @@ impl Retry {
             | StoreError::NotFound(_)
             | StoreError::Exists(_)
             | StoreError::NotLeading(_) => self.wait = RETRY,
+            // Told where it was.
+            StoreError::Refused { .. } => {}
             error if self.told.as_ref() != Some(&error.to_string()) => {
                 self.told = Some(error.to_string());
                 let error = error as &dyn std::error::Error;
@@ -139,6 +144,15 @@ impl Retry {
     }
 }
 
+/// What a turn did.
+#[derive(Debug, PartialEq, Eq)]
+enum Turn {
+    /// There was nothing to be done, or it was not for this controller to do it.
+    Idle,
+    /// Everything is as it should be.
+    Done,
+}
+
 struct Controller<S> {
     store: Led<S>,
     index: Index,
@@ -148,6 +162,12 @@ struct Controller<S> {
     assignment: Option<Assignment>,
     /// Refused writes that were told.
     refused: BTreeSet<String>,
+    /// One that was refused in this run.
+    refused_now: Option<StoreError>,
+    /// The nodes that were alive in the last run.
+    alive: BTreeSet<NodeName>,
+    /// Whether anything has changed since that could matter.
+    is_due: bool,
     /// Whether the watch has told everything once.
     is_synced: bool,
     /// Whether the store cannot be seen now.
@@ -166,6 +186,9 @@ impl<S: ObjectStore> Controller<S> {
             recorder: Recorder::default(),
             assignment: None,
             refused: BTreeSet::new(),
+            refused_now: None,
+            alive: BTreeSet::new(),
+            is_due: false,
             is_synced: false,
             is_interrupted: false,
             is_leading: false,
@@ -192,8 +215,10 @@ impl<S: ObjectStore> Controller<S> {
                 () = leadership.changed() => {}
                 () = until(wake) => {}
             }
+            self.is_due |= retry.at.take_if(|at| *at <= Instant::now()).is_some();
             match self.turn().await {
-                Ok(()) => retry = Retry::default(),
+                Ok(Turn::Idle) => {}
+                Ok(Turn::Done) => retry = Retry::default(),
                 Err(error) => retry.failed(&error),
             }
         }
@@ -210,20 +235,23 @@ impl<S: ObjectStore> Controller<S> {
         match &event {
             WatchEvent::Restarted(objects) => {
                 self.is_synced = true;
+                self.is_due = true;
                 objects
                     .iter()
                     .filter(|o| o.kind() == Kind::Lease)
                     .for_each(|lease| self.saw(lease, now));
             }
+            // What matters of it is whether the node is alive, which the turn finds out.
             WatchEvent::Applied(object) if object.kind() == Kind::Lease => self.saw(object, now),
             // Older than what we wrote since: news only to the watch.
             WatchEvent::Applied(object) if self.is_outdated(object) => return,
             WatchEvent::Deleted(key) => {
+                self.is_due = true;
                 if let Some(node) = lease_node(key) {
                     self.liveness.gone(&node);
                 }
             }
-            WatchEvent::Applied(_) => {}
+            WatchEvent::Applied(_) => self.is_due = true,
             WatchEvent::Failed(error) => tracing::error!(%error, "a manifest cannot be used"),
             WatchEvent::Interrupted => {
                 self.is_interrupted = true;
@@ -252,21 +280,26 @@ impl<S: ObjectStore> Controller<S> {
             .is_some_and(|(known, told)| told < known)
     }
 
-    /// Does what is to be done, if it is for this controller to do it.
-    async fn turn(&mut self) -> Result<(), StoreError> {
+    /// Does what is to be done, if there is anything and it is for this controller to do it.
+    async fn turn(&mut self) -> Result<Turn, StoreError> {
         let leads = self.store.leadership.remaining().is_some();
         if leads && !self.is_leading {
-            // Another may have led meanwhile, or nobody could: what holds is in the store.
             self.begin();
-            self.liveness.resume(self.last_contact, Instant::now());
         }
         self.is_leading = leads;
         if !leads || !self.is_synced || self.is_interrupted {
-            return Ok(());
+            return Ok(Turn::Idle);
         }
-        let result = self.reconcile().await;
+        let alive = self.liveness.alive(Instant::now());
+        if !self.is_due && alive == self.alive {
+            return Ok(Turn::Idle);
+        }
+        self.is_due = false;
+        let result = self.run_once(&alive).await;
         match &result {
             Ok(()) => self.last_contact = Instant::now(),
+            // The rest was written.
+            Err(StoreError::Refused { .. }) => {}
             Err(error) => {
                 // What was decided may not have been written: decide again from what the store says.
                 self.assignment = None;
@@ -275,13 +308,41 @@ impl<S: ObjectStore> Controller<S> {
                 }
             }
         }
-        result
+        result.map(|()| Turn::Done)
     }
 
+    async fn run_once(&mut self, alive: &BTreeSet<NodeName>) -> Result<(), StoreError> {
+        let silent: Vec<NodeName> = self.alive.difference(alive).cloned().collect();
+        for node in silent {
+            // The watch may be late, or stuck, while the node is well: what it wrote last is in the store.
+            let asked = Instant::now();
+            if let Some(lease) = self.store.read(&lease_key(&node)).await? {
+                self.saw(&lease, Instant::now());
+            }
+            if asked.elapsed() > SLOW {
+                self.liveness.resume(self.last_contact, Instant::now());
+            }
+        }
+        let now = Instant::now();
+        self.alive = self.liveness.alive(now);
+        self.reconcile(now).await
+    }
+
+    /// Another may have led meanwhile, or nobody could: what holds is in the store, which nodes are down included. Who is not told
+    /// as down counts as seen just now, for the leases that ran out meanwhile may have done so because nobody could write.
     fn begin(&mut self) {
+        self.is_due = true;
         self.assignment = None;
         self.refused.clear();
         self.recorder = Recorder::default();
+        let now = Instant::now();
+        for object in self.index.objects(Kind::NetworkGatewayNode) {
+            if let Ok(node) = object.parse_name()
+                && object.at("/status/health") != "Down"
+            {
+                self.liveness.revive(&node, now);
+            }
+        }
     }
 
     fn saw(&mut self, lease: &Object, now: Instant) {
@@ -290,8 +351,7 @@ impl<S: ObjectStore> Controller<S> {
         }
     }
 
-    async fn reconcile(&mut self) -> Result<(), StoreError> {
-        let now = Instant::now();
+    async fn reconcile(&mut self, now: Instant) -> Result<(), StoreError> {
         let health = |node: &NodeName| self.liveness.health(node, now);
         let mut snapshot = self.index.snapshot(Assignment::default(), health);
         let before = match &self.assignment {
@@ -317,7 +377,8 @@ impl<S: ObjectStore> Controller<S> {
             self.recorder.happened(&self.store, &fact).await?;
         }
         let facts = findings.iter().map(Fact::from).map(identified).collect();
-        self.recorder.holding(&self.store, facts).await
+        self.recorder.holding(&self.store, facts).await?;
+        self.refused_now.take().map_or(Ok(()), Err)
     }
 }
 

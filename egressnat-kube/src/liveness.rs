@@ -1,6 +1,6 @@
 //! Which nodes are alive, told by the leases that their agents renew: pure, with time as an argument.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use egressnat_core::model::{Health, NodeName};
@@ -25,6 +25,12 @@ struct Sighting {
     renewal: String,
     duration: Duration,
     expires: Instant,
+}
+
+impl Sighting {
+    fn renew(&mut self, now: Instant) {
+        self.expires = now + self.duration + self.duration / MARGIN;
+    }
 }
 
 /// The clocks' rate error that is allowed for, as a part of the lease duration.
@@ -62,7 +68,14 @@ impl Liveness {
     pub(crate) fn resume(&mut self, since: Instant, now: Instant) {
         let was_alive = |sighting: &&mut Sighting| sighting.expires > since;
         for sighting in self.nodes.values_mut().filter(was_alive) {
-            sighting.expires = now + sighting.duration + sighting.duration / MARGIN;
+            sighting.renew(now);
+        }
+    }
+
+    /// A node whose lease is known counts as seen now.
+    pub(crate) fn revive(&mut self, node: &NodeName, now: Instant) {
+        if let Some(sighting) = self.nodes.get_mut(node) {
+            sighting.renew(now);
         }
     }
 
@@ -72,6 +85,12 @@ impl Liveness {
             Some(sighting) if now < sighting.expires => Health::Up,
             _ => Health::Down,
         }
+    }
+
+    /// The nodes that may be trusted now.
+    pub(crate) fn alive(&self, now: Instant) -> BTreeSet<NodeName> {
+        let alive = self.nodes.iter().filter(|(_, seen)| now < seen.expires);
+        alive.map(|(node, _)| node.clone()).collect()
     }
 
     /// When the next node that is up will be down, unless it renews.

@@ -3,6 +3,8 @@ use crate::directory::DirectoryStore;
 use crate::object::ObjectKey;
 use egressnat_core::gateway::SYSTEM_NAMESPACE;
 use serde_json::{Value, json};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 struct Cluster {
@@ -197,4 +199,117 @@ async fn an_unknown_egress_ip_is_told_once_e21() {
             .at("/count"),
         &json!(1)
     );
+}
+
+/// A store whose watches can be made to tell nothing more, as one on a connection that is stuck.
+#[derive(Clone)]
+struct Stuck {
+    store: DirectoryStore,
+    is_stuck: Arc<AtomicBool>,
+}
+
+impl ObjectStore for Stuck {
+    fn watch(&self, request: &WatchRequest) -> Result<Watch, StoreError> {
+        let mut inner = self.store.watch(request)?;
+        let (sender, receiver) = tokio::sync::mpsc::unbounded_channel();
+        let is_stuck = Arc::clone(&self.is_stuck);
+        tokio::spawn(async move {
+            while let Some(event) = inner.next().await {
+                if !is_stuck.load(Ordering::SeqCst) && sender.send(event).is_err() {
+                    return;
+                }
+            }
+        });
+        Ok(Watch::new(receiver, ()))
+    }
+
+    async fn read(&self, key: &ObjectKey) -> Result<Option<Object>, StoreError> {
+        self.store.read(key).await
+    }
+
+    async fn create(&self, object: Object) -> Result<Object, StoreError> {
+        self.store.create(object).await
+    }
+
+    async fn update(&self, object: Object) -> Result<Object, StoreError> {
+        self.store.update(object).await
+    }
+
+    async fn update_status(&self, object: Object) -> Result<Object, StoreError> {
+        self.store.update_status(object).await
+    }
+
+    async fn remove(&self, key: &ObjectKey) -> Result<bool, StoreError> {
+        self.store.remove(key).await
+    }
+}
+
+/// A controller that is not run by its loop, and a watch for it.
+fn by_hand<S: ObjectStore>(store: S) -> (Controller<S>, Watch) {
+    let watch = store.watch(&WatchRequest::of(&KINDS)).unwrap();
+    let leadership = Leadership::Sole;
+    (Controller::new(Led { store, leadership }, vec![]), watch)
+}
+
+#[tokio::test]
+async fn renewals_alone_are_nothing_to_do() {
+    let cluster = Cluster::start();
+    cluster.add_node("worker1");
+    cluster.renew("worker1", 600);
+    let (mut controller, mut watch) = by_hand(cluster.store.clone());
+    let mut turns = Vec::new();
+    // The objects, then a renewal, then the lease of another node, which is news.
+    for node in [None, Some("worker1"), Some("worker2")] {
+        if let Some(node) = node {
+            cluster.renew(node, 600);
+        }
+        loop {
+            let event = watch.next().await.unwrap();
+            let is_lease = match &event {
+                WatchEvent::Restarted(_) => true,
+                WatchEvent::Applied(object) => object.kind() == Kind::Lease,
+                _ => false,
+            };
+            controller.take(event);
+            if is_lease {
+                break;
+            }
+            controller.turn().await.ok();
+        }
+        turns.push(controller.turn().await.unwrap());
+    }
+    assert_eq!(turns, [Turn::Done, Turn::Idle, Turn::Done]);
+}
+
+#[tokio::test]
+async fn a_watch_that_is_stuck_takes_nobody_for_dead() {
+    let cluster = Cluster::start();
+    cluster.controller.abort();
+    cluster.add_node("worker1");
+    cluster.renew("worker1", 1);
+    cluster
+        .store
+        .apply(gateway(SYSTEM_NAMESPACE, &["192.168.1.100"]))
+        .unwrap();
+    let is_stuck = Arc::new(AtomicBool::new(false));
+    let stuck = Stuck {
+        store: cluster.store.clone(),
+        is_stuck: Arc::clone(&is_stuck),
+    };
+    let controller = tokio::spawn(run_controller(stuck, ControllerConfig::default()));
+    let up = json!({"nodes": {"worker1": "Up"}, "floatingIPs": {"192.168.1.100": "worker1"}});
+    cluster.until_status(up.clone()).await;
+    is_stuck.store(true, Ordering::SeqCst);
+    let end = tokio::time::Instant::now() + Duration::from_secs(4);
+    let key = gateway(SYSTEM_NAMESPACE, &[]).key().clone();
+    while tokio::time::Instant::now() < end {
+        cluster.renew("worker1", 1);
+        let status = cluster.store.get(&key).unwrap().unwrap();
+        assert_eq!(status.at("/status"), &up);
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    // It renews no more: then it is dead, stuck or not.
+    let down = json!({"nodes": {"worker1": "Down"}, "floatingIPs": {}});
+    cluster.until_status(down).await;
+    controller.abort();
 }

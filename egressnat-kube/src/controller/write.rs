@@ -85,15 +85,16 @@ impl<S: ObjectStore> Controller<S> {
         self.settle(written)
     }
 
-    /// A write that is refused keeps no other from being done: it is told once, and tried again in the next run.
+    /// A write that is refused keeps no other from being done: it is told once, and repeated ever more slowly.
     fn settle(&mut self, written: Result<Object, StoreError>) -> Result<(), StoreError> {
         match written {
             Ok(object) => self.remember(object),
             Err(error @ StoreError::Refused { .. }) => {
                 if self.refused.insert(error.to_string()) {
                     let error = &error as &dyn std::error::Error;
-                    tracing::error!(error, "a write is refused");
+                    tracing::error!(error, "a write is refused and will be repeated");
                 }
+                self.refused_now = Some(error);
             }
             Err(error) => return Err(error),
         }

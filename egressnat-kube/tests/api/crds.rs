@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 
+use crate::cluster::until;
 use crate::server::{Server, crds, shared};
 
 #[test]
@@ -190,7 +191,11 @@ fn the_status_of_a_policy_is_kept_and_shown_in_both_versions_e6() {
 #[test]
 fn kubectl_explains_the_fields_and_shows_all_kinds_by_one_category() {
     let server = shared();
-    let text = server.ok(&["explain", "egressnatpolicies.spec.gatewayRef"]);
+    // The documentation is put together some time after the definitions are served.
+    let text = until("the documentation", || {
+        let told = server.kubectl(&["explain", "egressnatpolicies.spec.gatewayRef"]);
+        told.is_success.then_some(told.stdout)
+    });
     assert!(
         text.contains("first floating IP is the egress IP"),
         "{text}"
