@@ -1,0 +1,43 @@
+//! Where the objects are has to be said, and what cannot be used is told with what to do instead.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by it")]
+
+use std::process::Command;
+
+/// What the program says when it is started like this, outside of a cluster. It has to fail.
+fn said(arguments: &[&str]) -> String {
+    let output = Command::new(env!("CARGO_BIN_EXE_egressnat-controller"))
+        .args(arguments)
+        .env_remove("KUBERNETES_SERVICE_HOST")
+        .env_remove("KUBERNETES_SERVICE_PORT")
+        .output()
+        .unwrap();
+    assert!(!output.status.success());
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+#[test]
+fn without_a_store_it_says_which_options_there_are() {
+    let said = said(&[]);
+    assert!(
+        said.contains("--kubeconfig") && said.contains("--manifests"),
+        "{said}"
+    );
+}
+
+#[test]
+fn a_directory_and_a_cluster_at_once_are_refused() {
+    let said = said(&["--manifests", "a", "--kubeconfig", "b"]);
+    assert!(said.contains("cannot be used with"), "{said}");
+}
+
+#[test]
+fn a_kubeconfig_that_cannot_be_used_is_named() {
+    for path in ["/nonexistent/config", "/dev/null"] {
+        let said = said(&["--kubeconfig", path]);
+        assert!(
+            said.contains(path) && said.contains("--kubeconfig"),
+            "{said}"
+        );
+    }
+}
