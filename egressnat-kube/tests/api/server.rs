@@ -56,6 +56,8 @@ impl Server {
     }
 
     fn try_start() -> Option<Self> {
+        // First: without them nothing is to be left behind.
+        let assets = assets();
         let directory = tempfile::Builder::new()
             .prefix("egressnat-api-")
             .tempdir()
@@ -67,7 +69,7 @@ impl Server {
         let mut server = Self {
             supervisor,
             directory,
-            assets: assets(),
+            assets,
         };
         let deadline = Instant::now() + START;
         while !server.kubectl(&["get", "--raw", "/readyz"]).is_success {
