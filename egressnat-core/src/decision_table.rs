@@ -20,7 +20,9 @@ use crate::prefix_table::PrefixTable;
 #[derive(Debug, Clone)]
 pub struct DecisionTable {
     pods: Map<IpAddr, u32>,
-    sets: Vec<PrefixTable<Steering>>,
+    /// Values are places in `steerings`: there are few different ones, and a table has to stay in the cache.
+    sets: Vec<PrefixTable<u32>>,
+    steerings: Vec<Steering>,
     pod_ranges: PrefixTable<()>,
     internal_ranges: PrefixTable<()>,
     guard_ranges: PrefixTable<()>,
@@ -30,7 +32,10 @@ pub struct DecisionTable {
 impl DecisionTable {
     /// The tables of `plan`. `seed` is the seed of the hash table of pods: a number that those who choose addresses do not know.
     pub fn new(plan: &NodePlan, seed: u64) -> Self {
-        let mut sets: Vec<PrefixTable<Steering>> = Vec::new();
+        let mut sets: Vec<PrefixTable<u32>> = Vec::new();
+        let mut steerings: Vec<Steering> = plan.destinations.values().copied().collect();
+        steerings.sort_unstable();
+        steerings.dedup();
         let mut indices: Map<PolicySetId, u32> = Map::with_hasher(Seed(seed));
         let mut index = |sets: &mut Vec<_>, id: PolicySetId| {
             *indices.entry(id).or_insert_with(|| {
@@ -40,7 +45,9 @@ impl DecisionTable {
         };
         for ((id, prefix), steering) in &plan.destinations {
             let index = index(&mut sets, *id);
-            sets[index as usize].insert(prefix, *steering);
+            let place = steerings.partition_point(|other| other < steering);
+            let place = u32::try_from(place).expect("plans have a limit");
+            sets[index as usize].insert(prefix, place);
         }
         let mut pods = Map::with_hasher(Seed(seed));
         for (address, id) in &plan.pods {
@@ -50,6 +57,7 @@ impl DecisionTable {
         Self {
             pods,
             sets,
+            steerings,
             pod_ranges: ranges(&plan.pod_ranges),
             internal_ranges: ranges(&plan.internal_ranges),
             guard_ranges: ranges(&plan.guard_ranges),
@@ -65,8 +73,8 @@ impl DecisionTable {
         protocol: Option<Protocol>,
     ) -> Decision {
         let set = self.pods.get(&source);
-        let steering = set.and_then(|set| self.sets[*set as usize].find(destination));
-        match steering {
+        let found = set.and_then(|set| self.sets[*set as usize].find(destination));
+        match found.map(|place| &self.steerings[*place as usize]) {
             Some(Steering::Snat(address)) => return Decision::Snat(*address),
             Some(Steering::Keep) => return Decision::Keep,
             Some(Steering::Drop) => return Decision::Drop,

@@ -67,8 +67,8 @@ pub struct Membership {
     sets: Map<SetId, RuleSet>,
     set_ids: Map<Box<[RuleId]>, SetId>,
     last_set: SetId,
-    /// Classes whose set has changed since [`Membership::take_changed`].
-    changed: BTreeSet<ClassId>,
+    /// Classes whose set has changed since [`Membership::take_changed`]; none while nobody asks.
+    changed: Option<BTreeSet<ClassId>>,
 }
 
 #[derive(Debug, Clone)]
@@ -174,8 +174,13 @@ impl Membership {
             sets,
             set_ids,
             last_set: SetId::EMPTY,
-            changed: BTreeSet::new(),
+            changed: None,
         }
+    }
+
+    /// From now on notes which classes change, for [`Membership::take_changed`].
+    pub(super) fn note_changes(&mut self) {
+        self.changed = Some(BTreeSet::new());
     }
 
     /// Adds, replaces or removes a pod. One that has finished counts as gone.
@@ -443,7 +448,11 @@ impl Membership {
 
     /// The pods whose set has changed since the last time, but for changes of the pods themselves.
     pub(super) fn take_changed(&mut self) -> Vec<PodKey> {
-        let changed = core::mem::take(&mut self.changed);
+        let changed = self
+            .changed
+            .as_mut()
+            .map(core::mem::take)
+            .unwrap_or_default();
         let there = changed.into_iter().filter(|class| self.classes.has(*class));
         there
             .flat_map(|class| self.pods_in(class))

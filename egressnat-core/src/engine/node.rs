@@ -87,10 +87,12 @@ impl NodeEngine {
     /// The engine of `node`, knowing nothing yet. `seed` is the seed of its hash tables: a number that those who choose labels and
     /// names do not know.
     pub fn new(node: NodeName, seed: u64) -> Self {
+        let mut membership = Membership::new(seed);
+        membership.note_changes();
         Self {
             node,
             resolution: Resolution::default(),
-            membership: Membership::new(seed),
+            membership,
             holders: BTreeMap::new(),
             pods: BTreeMap::new(),
             claims: BTreeMap::new(),

@@ -87,7 +87,9 @@ impl Membership {
             remove_from(&mut self.classes_by_labels, &labels, id);
             self.namespaces[class.namespace].classes.remove(&id);
             self.give_set(class.set);
-            self.changed.remove(&id);
+            if let Some(changed) = &mut self.changed {
+                changed.remove(&id);
+            }
         }
         self.pod_labels.give_labels(labels);
         self.give_node(node);
@@ -185,13 +187,11 @@ impl Membership {
             .or_default()
             .insert(id);
         self.rules_by_pods.entry(pods).or_default().insert(id);
-        for class in self.classes_for(id) {
-            self.change_rules(class, |rules| {
-                if let Err(position) = rules.binary_search(&id) {
-                    rules.insert(position, id);
-                }
-            });
-        }
+        self.change_rules(id, |rules| {
+            if let Err(position) = rules.binary_search(&id) {
+                rules.insert(position, id);
+            }
+        });
         id
     }
 
@@ -202,9 +202,7 @@ impl Membership {
         if !rule.policies.is_empty() {
             return;
         }
-        for class in self.classes_for(id) {
-            self.change_rules(class, |rules| rules.retain(|rule| *rule != id));
-        }
+        self.change_rules(id, |rules| rules.retain(|rule| *rule != id));
         let Some(rule) = self.rules.remove(id) else {
             return;
         };
@@ -215,18 +213,42 @@ impl Membership {
         self.pod_labels.give_selector(rule.pods);
     }
 
-    pub(super) fn change_rules(&mut self, class: ClassId, change: impl FnOnce(&mut Vec<RuleId>)) {
-        let set = self.classes[class].set;
-        let mut rules = self.sets[&set].rules.to_vec();
-        change(&mut rules);
-        self.set_rules(class, rules);
+    /// Changes the sets of all classes that a rule selects.
+    pub(super) fn change_rules(&mut self, rule: RuleId, change: impl Fn(&mut Vec<RuleId>)) {
+        // Classes next to each other often have the same set, and then get the same one.
+        let mut last: Option<(SetId, SetId)> = None;
+        for class in self.classes_for(rule) {
+            let set = self.classes[class].set;
+            match last {
+                Some((before, after)) if before == set => {
+                    if let Some(set) = self.sets.get_mut(&after) {
+                        set.classes += 1;
+                    }
+                    self.set_set(class, after);
+                }
+                _ => {
+                    let mut rules = self.sets[&set].rules.to_vec();
+                    change(&mut rules);
+                    let after = self.take_set(rules);
+                    self.set_set(class, after);
+                    last = self.sets.contains_key(&set).then_some((set, after));
+                }
+            }
+        }
     }
 
     pub(super) fn set_rules(&mut self, class: ClassId, rules: Vec<RuleId>) {
         let set = self.take_set(rules);
+        self.set_set(class, set);
+    }
+
+    /// Gives a class a set that was taken for it.
+    fn set_set(&mut self, class: ClassId, set: SetId) {
         let before = core::mem::replace(&mut self.classes[class].set, set);
-        if before != set {
-            self.changed.insert(class);
+        if before != set
+            && let Some(changed) = &mut self.changed
+        {
+            changed.insert(class);
         }
         self.give_set(before);
     }
