@@ -34,7 +34,7 @@ use core::net::IpAddr;
 
 use crate::finding::{Finding, Reason, Subject};
 use crate::gateway::{EffectiveGateways, effective_gateways};
-use crate::model::{GatewayKey, NodeName, Snapshot};
+use crate::model::{NodeName, Snapshot};
 
 /// Floating IP → node.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -138,43 +138,26 @@ pub(crate) fn assigned_from(places: &Places, gateways: EffectiveGateways) -> Ass
     };
     assigned.findings.clone_from(&gateways.findings);
     for (address, owner) in &gateways.owners {
-        match places.placement(address) {
-            Placement::Well => continue,
-            Placement::Stuck(stuck) => {
+        let (reason, message) = match (places.placement(address), places.holder(address)) {
+            (Placement::Stuck(stuck), Some(holder)) => {
                 assigned.stuck.insert(*address, stuck);
+                (Reason::CannotMove, stuck_message(*address, holder, stuck))
             }
-            Placement::Nowhere => {
-                let reason = places.why_unassigned(*address);
-                assigned.unassigned.insert(*address, reason);
+            (Placement::Well | Placement::Stuck(_), _) => continue,
+            (Placement::Nowhere, _) => {
+                let why = places.why_unassigned(*address);
+                assigned.unassigned.insert(*address, why);
+                (Reason::Unassigned, unassigned_message(*address, why))
             }
-        }
+        };
+        let subject = Subject::Gateway(owner.clone());
         assigned
             .findings
-            .extend(placement_finding(*address, owner, places));
+            .push(Finding::new(subject, reason, message));
     }
     assigned.findings.sort();
     assigned.gateways = gateways;
     assigned
-}
-
-/// What is to be told about where an address is, if anything.
-fn placement_finding(address: IpAddr, owner: &GatewayKey, places: &Places) -> Option<Finding> {
-    let (reason, message) = match places.placement(&address) {
-        Placement::Well => return None,
-        Placement::Stuck(stuck) => {
-            let holder = places.holder(&address)?;
-            (Reason::CannotMove, stuck_message(address, holder, stuck))
-        }
-        Placement::Nowhere => (
-            Reason::Unassigned,
-            unassigned_message(address, places.why_unassigned(address)),
-        ),
-    };
-    Some(Finding::new(
-        Subject::Gateway(owner.clone()),
-        reason,
-        message,
-    ))
 }
 
 fn unassigned_message(address: IpAddr, reason: Unassigned) -> String {

@@ -8,7 +8,7 @@ use core::net::IpAddr;
 use crate::assignment::{Assigned, assign};
 use crate::finding::{Finding, Reason, Subject};
 use crate::model::{Enforcement, NodeName, PolicyName, Snapshot};
-use crate::policy::{ResolvedPolicy, resolve_policies};
+use crate::policy::{ResolvedPolicies, ResolvedPolicy, resolve_policies};
 
 /// Everything that does not depend on pods.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -28,17 +28,20 @@ pub struct ClusterPlan {
 /// Total and deterministic, and does not look at pods.
 pub fn plan_cluster(snapshot: &Snapshot) -> ClusterPlan {
     let assigned = assign(snapshot);
-    let policies = resolve_policies(snapshot, &assigned.gateways).policies;
-    findings_of(snapshot, assigned, policies)
+    let resolved = resolve_policies(snapshot, &assigned.gateways);
+    plan_of(snapshot, assigned, resolved)
 }
 
 /// The plan, with everything that is to be told about what was decided.
-pub(crate) fn findings_of(
+pub(crate) fn plan_of(
     snapshot: &Snapshot,
     assigned: Assigned,
-    policies: BTreeMap<PolicyName, ResolvedPolicy>,
+    resolved: ResolvedPolicies,
 ) -> ClusterPlan {
-    let mut findings = resolve_policies(snapshot, &assigned.gateways).findings;
+    let ResolvedPolicies {
+        policies,
+        mut findings,
+    } = resolved;
     findings.extend(assigned.findings.iter().cloned());
     for (name, policy) in &policies {
         let is_held = |address: &IpAddr| assigned.assignment.nodes.contains_key(address);

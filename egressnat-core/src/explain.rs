@@ -229,7 +229,6 @@ fn policies<'a>(
             rule,
             prefix,
         });
-        let (name, policy) = (name, policy);
         candidates.push((
             Applied {
                 name,

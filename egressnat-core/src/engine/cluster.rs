@@ -2,8 +2,9 @@ use alloc::vec::Vec;
 
 use super::resolution::Resolution;
 use crate::assignment::{Assigned, Assignment, Move, Places, assigned_from};
-use crate::cluster::{ClusterPlan, findings_of};
+use crate::cluster::{ClusterPlan, plan_of};
 use crate::model::{Event, Snapshot};
+use crate::policy::{ResolvedPolicies, resolve_policies};
 
 /// What the whole cluster comes to, kept up to date: the controller's engine.
 ///
@@ -71,10 +72,13 @@ impl ClusterEngine {
     /// The whole plan, with everything that is to be told. Costs a pass over gateways, policies and nodes.
     pub fn plan(&self) -> ClusterPlan {
         let assigned: Assigned = assigned_from(&self.places, self.resolution.gateways.clone());
-        findings_of(
-            &self.resolution.objects,
-            assigned,
-            self.resolution.policies.clone(),
-        )
+        let Resolution {
+            objects, policies, ..
+        } = &self.resolution;
+        let resolved = ResolvedPolicies {
+            policies: policies.clone(),
+            findings: resolve_policies(objects, &assigned.gateways).findings,
+        };
+        plan_of(objects, assigned, resolved)
     }
 }

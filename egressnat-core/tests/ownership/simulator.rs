@@ -206,8 +206,13 @@ impl<C: Choices> World<C> {
     }
 
     pub(super) fn push(&mut self, at: Micros, actor: usize, what: What) {
-        self.order += 1;
         let run = self.actors[actor].run;
+        self.push_of_run(at, actor, run, what);
+    }
+
+    /// Something that counts only while the actor is in this run.
+    fn push_of_run(&mut self, at: Micros, actor: usize, run: u64, what: What) {
+        self.order += 1;
         let order = self.order;
         self.events.push(Reverse(Event {
             at,
@@ -247,16 +252,8 @@ impl<C: Choices> World<C> {
             return;
         }
         if self.now < self.actors[actor].frozen_until {
-            let (at, run) = (self.actors[actor].frozen_until, event.run);
-            self.order += 1;
-            let order = self.order;
-            self.events.push(Reverse(Event {
-                at,
-                order,
-                actor,
-                run,
-                what,
-            }));
+            let at = self.actors[actor].frozen_until;
+            self.push_of_run(at, actor, run, what);
             return;
         }
         let now = self.actors[actor].clock.read(self.now);
@@ -396,16 +393,7 @@ impl<C: Choices> World<C> {
                 return;
             }
         }
-        let at = self.now + delay;
-        self.order += 1;
-        let order = self.order;
-        self.events.push(Reverse(Event {
-            at,
-            order,
-            actor: to,
-            run,
-            what,
-        }));
+        self.push_of_run(self.now + delay, to, run, what);
     }
 
     /// Asks the store, or a controller.
