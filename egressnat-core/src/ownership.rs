@@ -70,6 +70,11 @@ impl fmt::Display for Time {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Version(pub u64);
 
+impl Version {
+    /// That of a record which is not there: writing over it creates it.
+    pub const ABSENT: Self = Self(0);
+}
+
 /// Counts how often a node's lease was taken from it. Grants of an older term are void.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Term(pub u64);
@@ -85,7 +90,14 @@ pub enum Source {
     Store,
     /// An answer of the leading controller itself.
     Direct,
+    /// The other gateway nodes on the segment, most of which answer while the store does not. It says nothing about what the store
+    /// has granted since, so that it counts for [`SEGMENT_HOLD`] only, and is safe only if who takes an address that was not handed
+    /// over has looked for longer than that whether somebody answers for it.
+    Segment,
 }
+
+/// How long the answers of a segment are good for.
+pub const SEGMENT_HOLD: Duration = Duration::from_millis(600);
 
 /// The lease of one node, as the store has it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -96,6 +108,8 @@ pub struct LeaseRecord {
     pub term: Term,
     /// Whether a controller began this term, and the node has not renewed the lease since.
     pub is_taken: bool,
+    /// How long the node holds by a renewal.
+    pub duration: Duration,
     /// The newest grant of each floating IP that the node has given back.
     pub released: BTreeMap<IpAddr, Generation>,
 }
@@ -120,14 +134,20 @@ pub struct Grant {
     pub term: Term,
     /// Whether the node is asked to give it back.
     pub is_withdrawn: bool,
+    /// Whether the holder before has just given it back. If not, there was none, or it fell silent and its kernel may have been told
+    /// to go on without the store ([`Source::Segment`]): who takes it looks for long whether somebody answers for it.
+    pub is_handed_over: bool,
 }
+
+/// The most that a clock runs too fast or too slow, in millionths: 0.1 % is ten times what a crystal is off by.
+pub const RATE_ERROR: u32 = 1_000;
 
 /// How long a lease lasts, and how much clocks may differ.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Timing {
     /// How long a renewal is good for.
     pub duration: Duration,
-    /// The most that a clock runs too fast or too slow, in millionths. 1,000 (0.1 %) is ten times what a crystal is off by.
+    /// The most that a clock runs too fast or too slow, in millionths, such as [`RATE_ERROR`].
     pub rate_error: u32,
 }
 

@@ -30,7 +30,8 @@ pub enum GranterStep {
 /// The leading controller's side of ownership.
 #[derive(Debug, Clone)]
 pub struct Granter {
-    timing: Timing,
+    /// The most that a clock is off by, in millionths.
+    rate_error: u32,
     leads_until: Option<Time>,
     leases: BTreeMap<NodeName, SeenLease>,
     grants: BTreeMap<IpAddr, GrantRecord>,
@@ -39,19 +40,40 @@ pub struct Granter {
 #[derive(Debug, Clone)]
 struct SeenLease {
     record: LeaseRecord,
-    /// When it was last seen to change, or renewed directly.
-    renewed: Time,
+    /// When what was granted in `record.term` ends, unless the lease is renewed.
+    expiry: Time,
     /// From when on nobody holds anything by an older term.
     older_terms_end: Time,
     /// A take of this version may be on its way: nothing may extend the term.
     taking: Option<Version>,
+    /// It counts as dead although it may hold something: until it is renewed the next time.
+    is_presumed_dead: bool,
+}
+
+impl SeenLease {
+    fn timing(&self, rate_error: u32) -> Timing {
+        Timing {
+            duration: self.record.duration,
+            rate_error,
+        }
+    }
+
+    /// Whether the node has given `address` back since it was granted the last time.
+    fn has_released(&self, address: IpAddr, generation: Generation) -> bool {
+        let released = self.record.released.get(&address);
+        released.is_some_and(|released| *released >= generation)
+    }
+
+    fn is_alive(&self, now: Time) -> bool {
+        !self.record.is_taken && !self.is_presumed_dead && now < self.expiry
+    }
 }
 
 impl Granter {
-    /// A granter that does not lead. `timing` is that of the nodes' leases.
-    pub fn new(timing: Timing) -> Self {
+    /// A granter that does not lead. Clocks are off by `rate_error` millionths at most.
+    pub fn new(rate_error: u32) -> Self {
         Self {
-            timing,
+            rate_error,
             leads_until: None,
             leases: BTreeMap::new(),
             grants: BTreeMap::new(),
@@ -80,14 +102,19 @@ impl Granter {
 
     /// The lease of `node` was read.
     pub fn saw_lease(&mut self, node: &NodeName, record: LeaseRecord, now: Time) {
-        let expiry = self.timing.expiry(now);
+        let timing = Timing {
+            duration: record.duration,
+            rate_error: self.rate_error,
+        };
         let Some(seen) = self.leases.get_mut(node) else {
             // Seen for the first time: it may have been renewed just now, in this term and in the one before.
+            let expiry = timing.expiry(now);
             let seen = SeenLease {
                 record,
-                renewed: now,
+                expiry,
                 older_terms_end: expiry,
                 taking: None,
+                is_presumed_dead: false,
             };
             self.leases.insert(node.clone(), seen);
             return;
@@ -97,10 +124,15 @@ impl Granter {
         }
         if record.term > seen.record.term {
             // Somebody else took it, perhaps after renewals that were not seen here.
-            seen.older_terms_end = expiry;
+            let longest = Timing {
+                duration: timing.duration.max(seen.record.duration),
+                ..timing
+            };
+            seen.older_terms_end = longest.expiry(now);
         }
-        seen.renewed = now;
+        seen.expiry = timing.expiry(now);
         seen.taking = None;
+        seen.is_presumed_dead = false;
         seen.record = record;
     }
 
@@ -109,7 +141,7 @@ impl Granter {
         match self.leases.get_mut(node) {
             Some(seen) if seen.taking == Some(over) && seen.record.version == over => {
                 // Nothing was written in between, so that nothing counts but what was seen here.
-                seen.older_terms_end = self.timing.expiry(seen.renewed);
+                seen.older_terms_end = seen.expiry;
                 seen.taking = None;
                 seen.record = record;
             }
@@ -117,15 +149,46 @@ impl Granter {
         }
     }
 
-    /// The grant of `address` was read.
-    pub fn saw_grant(&mut self, address: IpAddr, record: GrantRecord) {
-        let is_older = self
-            .grants
-            .get(&address)
-            .is_some_and(|known| record.generation < known.generation);
-        if !is_older {
-            self.grants.insert(address, record);
+    /// There is no lease of `node` any more. What the node holds it may hold until its deadline; it counts as dead, and its lease
+    /// can be taken by creating it anew: [`LeaseRecord::version`] of the step is [`Version::ABSENT`].
+    pub fn lost_lease(&mut self, node: &NodeName) {
+        if let Some(seen) = self.leases.get_mut(node) {
+            seen.record.version = Version::ABSENT;
+            seen.is_presumed_dead = true;
         }
+    }
+
+    /// Somebody has told that `node` is dead: it counts as that until it renews its lease the next time, but is waited for as if it
+    /// were alive.
+    pub fn presume_dead(&mut self, node: &NodeName) {
+        if let Some(seen) = self.leases.get_mut(node) {
+            seen.is_presumed_dead = true;
+        }
+    }
+
+    /// Nothing could be seen since `since`: who was alive then has not been heard because of that, and counts as renewed now.
+    pub fn resume(&mut self, since: Time, now: Time) {
+        for seen in self.leases.values_mut().filter(|seen| seen.is_alive(since)) {
+            seen.expiry = seen.timing(self.rate_error).expiry(now);
+        }
+    }
+
+    /// The grant of `address` was read.
+    ///
+    /// An older one than is known already, or none, counts for its version only: somebody has removed what was written, and the next
+    /// write has to be over that.
+    pub fn saw_grant(&mut self, address: IpAddr, record: GrantRecord) {
+        match self.grants.get_mut(&address) {
+            Some(known) if record.generation < known.generation => known.version = record.version,
+            _ => {
+                self.grants.insert(address, record);
+            }
+        }
+    }
+
+    /// What is known of the grant of each address.
+    pub fn grants(&self) -> &BTreeMap<IpAddr, GrantRecord> {
+        &self.grants
     }
 
     /// A node renews directly. Says whether its renewal counts; if not, the node must not be told that it does.
@@ -138,16 +201,32 @@ impl Granter {
         };
         let counts = seen.record.term == term && !seen.record.is_taken && seen.taking.is_none();
         if counts {
-            seen.renewed = now;
+            seen.expiry = seen.timing(self.rate_error).expiry(now);
         }
         counts
     }
 
     /// Whether `node` has renewed its lease in time.
     pub fn is_alive(&self, node: &NodeName, now: Time) -> bool {
-        self.leases
-            .get(node)
-            .is_some_and(|seen| !seen.record.is_taken && now < self.timing.expiry(seen.renewed))
+        self.leases.get(node).is_some_and(|seen| seen.is_alive(now))
+    }
+
+    /// The nodes that have renewed their lease in time.
+    pub fn alive(&self, now: Time) -> impl Iterator<Item = &NodeName> {
+        let alive = self
+            .leases
+            .iter()
+            .filter(move |(_, seen)| seen.is_alive(now));
+        alive.map(|(node, _)| node)
+    }
+
+    /// When something changes next although nothing is read: a lease runs out.
+    pub fn next_expiry(&self, now: Time) -> Option<Time> {
+        let expiries = self.leases.values().flat_map(|seen| {
+            let own = (!seen.record.is_taken).then_some(seen.expiry);
+            own.into_iter().chain([seen.older_terms_end])
+        });
+        expiries.filter(|expiry| now < *expiry).min()
     }
 
     /// What to write, so that the floating IPs get where `wanted` has them.
@@ -162,24 +241,32 @@ impl Granter {
         for (address, record) in &self.grants {
             let wanted = wanted.nodes.get(address);
             let next = wanted.filter(|node| self.is_alive(node, now));
-            let write = |generation, grant| GranterStep::Write {
+            let write = |record| GranterStep::Write {
                 address: *address,
-                record: GrantRecord {
+                record,
+            };
+            // To who is next, or to nobody.
+            let give = |is_handed_over| {
+                let grant = next.and_then(|node| {
+                    Some(Grant {
+                        node: node.clone(),
+                        term: self.leases.get(node)?.record.term,
+                        is_withdrawn: false,
+                        is_handed_over,
+                    })
+                });
+                let generation = match grant {
+                    Some(_) => self.next_generation(*address, record),
+                    None => record.generation,
+                };
+                write(GrantRecord {
                     version: record.version,
                     generation,
                     grant,
-                },
+                })
             };
-            let give = next.and_then(|node| {
-                let grant = Grant {
-                    node: node.clone(),
-                    term: self.leases.get(node)?.record.term,
-                    is_withdrawn: false,
-                };
-                Some(write(Generation(record.generation.0 + 1), Some(grant)))
-            });
             let Some(grant) = &record.grant else {
-                steps.extend(give);
+                steps.extend(next.map(|_| give(false)));
                 continue;
             };
             let Some(seen) = self.leases.get(&grant.node) else {
@@ -189,20 +276,26 @@ impl Granter {
             if wanted == Some(&grant.node) && is_current && !grant.is_withdrawn {
                 continue;
             }
-            // The same node again cannot be a second owner.
-            let is_same = next == Some(&grant.node) && !is_current;
-            if is_same || self.is_free(*address, record, grant, seen, now) {
-                steps.push(give.unwrap_or_else(|| write(record.generation, None)));
+            if next == Some(&grant.node) && !is_current {
+                // The same node again cannot be a second owner.
+                steps.push(give(false));
+            } else if seen.has_released(*address, record.generation) {
+                steps.push(give(true));
+            } else if grant.term < seen.record.term && now >= seen.older_terms_end {
+                steps.push(give(false));
             } else if !is_current || (wanted.is_some() && next.is_none()) {
                 // To be waited for, or left where it is: nobody is there to take it.
-            } else if now >= self.timing.expiry(seen.renewed) {
+            } else if now >= seen.expiry {
                 takes.push(grant.node.clone());
             } else if !grant.is_withdrawn {
                 let grant = Grant {
                     is_withdrawn: true,
                     ..grant.clone()
                 };
-                steps.push(write(record.generation, Some(grant)));
+                steps.push(write(GrantRecord {
+                    grant: Some(grant),
+                    ..record.clone()
+                }));
             }
         }
         takes.sort();
@@ -221,20 +314,11 @@ impl Granter {
         steps
     }
 
-    /// Whether nobody can hold `address` by its present grant.
-    fn is_free(
-        &self,
-        address: IpAddr,
-        record: &GrantRecord,
-        grant: &Grant,
-        seen: &SeenLease,
-        now: Time,
-    ) -> bool {
-        let is_released = seen
-            .record
-            .released
-            .get(&address)
-            .is_some_and(|released| *released >= record.generation);
-        is_released || (grant.term < seen.record.term && now >= seen.older_terms_end)
+    /// Newer than all there were, also than those that are known only to who gave the address back.
+    fn next_generation(&self, address: IpAddr, record: &GrantRecord) -> Generation {
+        let released = self.leases.values();
+        let released = released.filter_map(|seen| seen.record.released.get(&address));
+        let newest = released.copied().fold(record.generation, Generation::max);
+        Generation(newest.0 + 1)
     }
 }

@@ -4,7 +4,9 @@ use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 use core::net::IpAddr;
 
-use super::{Generation, GrantRecord, LeaseRecord, Source, Term, Time, Timing};
+#[cfg(doc)]
+use super::Grant;
+use super::{Generation, GrantRecord, LeaseRecord, SEGMENT_HOLD, Source, Term, Time, Timing};
 use crate::model::NodeName;
 
 /// What a probe for an address found (RFC 5227, or duplicate address detection).
@@ -20,7 +22,14 @@ pub enum Probe {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum HolderStep {
     /// Find out whether another host has the address, and tell [`Holder::probed`].
-    Probe(IpAddr, Generation),
+    Probe {
+        /// Which.
+        address: IpAddr,
+        /// For which grant of it.
+        generation: Generation,
+        /// As in [`Grant::is_handed_over`]: if not, look for longer than [`SEGMENT_HOLD`].
+        is_handed_over: bool,
+    },
     /// Hold the address until this time and no longer, whatever happens to the process.
     HoldUntil(IpAddr, Time),
     /// Stop using the address. To be done before the lease is written the next time.
@@ -97,6 +106,7 @@ impl Holder {
             version: record.version,
             term: record.term,
             is_taken: false,
+            duration: self.timing.duration,
             released: self.released.clone(),
         }
     }
@@ -110,7 +120,10 @@ impl Holder {
             self.term = Some(term);
         }
         if self.term == Some(term) {
-            let deadline = self.timing.deadline(sent);
+            let deadline = match source {
+                Source::Store | Source::Direct => self.timing.deadline(sent),
+                Source::Segment => sent.after(SEGMENT_HOLD),
+            };
             let known = self.valid_until.entry(source).or_default();
             *known = deadline.max(*known);
         }
@@ -161,6 +174,26 @@ impl Holder {
         refused.map(|(address, _)| *address)
     }
 
+    /// The floating IPs that this node may use now: found in the kernel, or told to be held.
+    pub fn held(&self, now: Time) -> impl Iterator<Item = IpAddr> + '_ {
+        let held = self
+            .addresses
+            .iter()
+            .filter(move |(_, address)| address.usage.is_held(now));
+        held.map(|(address, _)| *address)
+    }
+
+    /// The term that its renewals are of; none before the first, and after the lease was taken.
+    pub fn term(&self) -> Option<Term> {
+        self.term
+    }
+
+    /// What is known of the grant of each address that was ever seen.
+    pub fn grants(&self) -> impl Iterator<Item = (IpAddr, &GrantRecord)> {
+        let known = self.addresses.iter();
+        known.filter_map(|(address, known)| Some((*address, known.record.as_ref()?)))
+    }
+
     /// Until when the lease is good, by any source.
     pub fn valid_until(&self) -> Option<Time> {
         self.valid_until.values().max().copied()
@@ -196,8 +229,8 @@ impl Holder {
                 Some(grant) => match valid_until.filter(|_| Some(grant.term) == self.term) {
                     None => usage.stop(*ip, &mut steps),
                     Some(until) => {
-                        let generation = record.generation;
-                        usage.go_on(*ip, generation, now, until, &mut steps);
+                        let grant = (record.generation, grant.is_handed_over);
+                        usage.go_on(*ip, grant, now, until, &mut steps);
                     }
                 },
             }
@@ -209,6 +242,10 @@ impl Holder {
 impl Usage {
     fn is_found(&self, now: Time) -> bool {
         matches!(*self, Self::Found(end) if now < end)
+    }
+
+    fn is_held(&self, now: Time) -> bool {
+        matches!(*self, Self::Found(end) | Self::Holding(end) if now < end)
     }
 
     /// It may not be used.
@@ -223,7 +260,7 @@ impl Usage {
     fn go_on(
         &mut self,
         ip: IpAddr,
-        generation: Generation,
+        (generation, is_handed_over): (Generation, bool),
         now: Time,
         until: Time,
         steps: &mut Vec<HolderStep>,
@@ -246,7 +283,11 @@ impl Usage {
             Self::Refused(again) if now < again => {}
             Self::Idle | Self::Probing(_) | Self::Probed(_) | Self::Refused(_) => {
                 *self = Self::Probing(generation);
-                steps.push(HolderStep::Probe(ip, generation));
+                steps.push(HolderStep::Probe {
+                    address: ip,
+                    generation,
+                    is_handed_over,
+                });
             }
         }
     }

@@ -10,8 +10,7 @@ mod simulator;
 
 use std::time::Duration;
 
-use egressnat_core::ownership::Timing;
-use schedule::{Bytes, CountedFrom, Dice, Faults, SOUND, Setting, TIMING};
+use schedule::{Bytes, CountedFrom, Dice, Faults, SOUND, Setting};
 use simulator::{Outcome, run};
 
 /// How many schedules: `EGRESSNAT_SCHEDULES`, or this.
@@ -83,10 +82,7 @@ fn two_owners_are_found_when_an_assumption_does_not_hold() {
         ..SOUND
     };
     let granter_does_not_wait = Setting {
-        granter: Timing {
-            duration: Duration::from_millis(300),
-            ..TIMING
-        },
+        told: Duration::from_millis(300),
         ..SOUND
     };
     let nodes_count_from_the_answer = Setting {

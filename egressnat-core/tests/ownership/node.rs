@@ -21,11 +21,15 @@ impl<C: Choices> World<C> {
     pub(super) fn act(&mut self, n: usize, steps: Vec<HolderStep>) {
         for step in steps {
             match step {
-                HolderStep::Probe(ip, generation) => {
+                HolderStep::Probe {
+                    address,
+                    generation,
+                    ..
+                } => {
                     self.push(
                         self.now + 30 * MILLI,
                         n,
-                        What::Probed(index(ip), generation),
+                        What::Probed(index(address), generation),
                     );
                 }
                 HolderStep::HoldUntil(ip, until) => self.hold(n, index(ip), until),
@@ -38,7 +42,11 @@ impl<C: Choices> World<C> {
         if !is_waiting {
             let ask = match &self.nodes[n].lease {
                 None => Ask::ReadLease(n),
-                Some(lease) => Ask::WriteLease(n, self.nodes[n].holder.renewal(lease)),
+                Some(lease) => {
+                    let mut renewal = self.nodes[n].holder.renewal(lease);
+                    renewal.duration = self.setting.told;
+                    Ask::WriteLease(n, renewal)
+                }
             };
             self.nodes[n].request = Some(self.request(n, ask));
         }

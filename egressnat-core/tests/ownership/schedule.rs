@@ -50,8 +50,8 @@ impl Choices for Bytes<'_> {
 pub struct Setting {
     /// What holders and candidates are told.
     pub holder: Timing,
-    /// What granters are told.
-    pub granter: Timing,
+    /// How long nodes say that they hold by a renewal.
+    pub told: Duration,
     /// What the clocks' rates are really off by at most, in millionths.
     pub rate_error: u32,
     /// From when nodes count a renewal.
@@ -87,7 +87,7 @@ pub const TIMING: Timing = Timing {
 /// What holds under the assumptions.
 pub const SOUND: Setting = Setting {
     holder: TIMING,
-    granter: TIMING,
+    told: TIMING.duration,
     rate_error: 20_000,
     counted_from: CountedFrom::Sent,
     faults: Faults::All,

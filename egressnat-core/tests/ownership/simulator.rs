@@ -188,7 +188,13 @@ impl<C: Choices> World<C> {
             order: 0,
             actors,
             leader: LeaderRecord::default(),
-            leases: vec![LeaseRecord::default(); NODES],
+            leases: vec![
+                LeaseRecord {
+                    duration: setting.told,
+                    ..LeaseRecord::default()
+                };
+                NODES
+            ],
             grants: vec![GrantRecord::default(); ADDRESSES],
             versions: 0,
             last_holder: [None; ADDRESSES],
@@ -485,7 +491,7 @@ impl Controller {
     pub(super) fn new(c: usize, run: u64, setting: Setting) -> Self {
         Self {
             candidate: Candidate::new((c, run), setting.holder),
-            granter: Granter::new(setting.granter),
+            granter: Granter::new(setting.holder.rate_error),
             request: None,
             leads_since: 0,
         }
