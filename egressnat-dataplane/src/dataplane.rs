@@ -75,11 +75,12 @@ impl Dataplane {
     /// Whatever keeps the node from carrying egress traffic at all: missing capabilities, no bpffs, no uplink.
     pub async fn open(config: Config) -> Result<Self, OpenError> {
         let network = Network::open()?;
-        let uplink = network.uplink(&config).await?;
+        let mut uplink = network.uplink(&config).await?;
         let (mut programs, mut maps) = Programs::load(&config)?;
         let mut opened = usize::from(Ruleset::new(config.mark, config.tunnel_port).ensure()?);
         let (tunnel, changes) = network.ensure_tunnel(&config, &uplink).await?;
         opened += changes;
+        opened += usize::from(network.follow_mtu(&config, &mut uplink).await?);
         for hook in [Hook::Encap, Hook::Decap] {
             opened += usize::from(programs.attach(hook, &config.tunnel_device, tunnel)?);
         }
@@ -244,6 +245,14 @@ impl Dataplane {
                 }
             }
             Err(error) => fail(report, &self.config.tunnel_device, &error),
+        }
+        let followed = self
+            .network
+            .follow_mtu(&self.config, &mut self.uplink)
+            .await;
+        match followed {
+            Ok(set) => report.changes += usize::from(set),
+            Err(error) => fail(report, "the tunnel's MTU", &error),
         }
     }
 

@@ -1,5 +1,7 @@
 //! Links, addresses, routes and rules of this namespace, over rtnetlink.
 
+mod mtu;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
@@ -419,7 +421,7 @@ impl Network {
             .port(config.tunnel_port)
             .udp_csum(false)
             .address(tunnel_mac(uplink.mac).to_vec())
-            .mtu(uplink.mtu.saturating_sub(ENCAPSULATION))
+            .mtu(mtu::tunnel_mtu(uplink.mtu))
             .arp(false)
             .up()
             .build();

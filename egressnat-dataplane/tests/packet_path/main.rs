@@ -11,6 +11,8 @@ mod fence;
 mod guard;
 mod masquerade;
 mod network;
+mod traffic;
+mod wire;
 
 use egressnat_dataplane::cleanup;
 use network::{FLOATING, Network, OTHER_SERVER, SERVER, eventually, plan, runtime};
