@@ -16,6 +16,7 @@ use crate::announce::{AnnounceError, Announcer};
 use crate::config::Config;
 use crate::conntrack::ConntrackError;
 use crate::egress::EgressTable;
+use crate::handover::HandoverQueue;
 use crate::maps::{DROP, DestinationKey, FORWARD, KEEP};
 use crate::network::{Network, NetworkError, Uplink, is_forwarding};
 use crate::nft::{Counter, Fence, NftError, Ruleset, SetName};
@@ -62,6 +63,7 @@ pub struct Dataplane {
     maps: Maps,
     egress: EgressTable,
     announcer: Announcer,
+    handover: HandoverQueue,
     steered: BTreeSet<u32>,
     /// Objects written while opening, for the next report.
     opened: usize,
@@ -98,6 +100,7 @@ impl Dataplane {
         }
         let egress = EgressTable::read(&mut maps, config.mark)?;
         let announcer = Announcer::open(uplink.index, uplink.mac)?;
+        let handover = HandoverQueue::of(&uplink.name);
         Ok(Self {
             config,
             network,
@@ -106,6 +109,7 @@ impl Dataplane {
             maps,
             egress,
             announcer,
+            handover,
             steered,
             opened,
         })

@@ -45,6 +45,7 @@ mod config;
 mod conntrack;
 mod dataplane;
 mod egress;
+mod handover;
 mod maps;
 mod mark;
 mod netfilter;

@@ -1,6 +1,7 @@
 //! Links, addresses, routes and rules of this namespace, over rtnetlink.
 
 mod mtu;
+mod neighbor;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -24,6 +25,7 @@ use thiserror::Error;
 use tokio::task::JoinHandle;
 
 use crate::config::Config;
+use crate::handover;
 
 /// `IFA_PROTO` of our addresses: by it we know them again. The kernel names 1 to 3; the others are free to use.
 const ADDRESS_PROTOCOL: u8 = 119;
@@ -462,7 +464,8 @@ impl Network {
                 .map_err(failed("remove our ip rule"))?;
             changes += 1;
         }
-        for index in self.interfaces().await?.into_keys() {
+        for (index, name) in self.interfaces().await? {
+            changes += handover::narrow(&name);
             for message in self.addresses(index).await?.into_iter().filter(is_ours) {
                 self.handle
                     .address()

@@ -101,13 +101,18 @@ impl Dataplane {
                     return Err(ObserveError::NotTranslated(address));
                 }
                 forget_seen_as(address)?;
+                self.handover.widen();
                 self.network.add_floating_ip(&self.uplink, address).await?;
                 self.egress.set_local(&mut self.maps, address, true)?;
                 self.announcer.announce(address);
             }
             Change::RemoveAddress(IpAddr::V4(address)) => {
                 self.announcer.withdraw(address);
+                self.handover.widen();
                 self.egress.set_local(&mut self.maps, address, false)?;
+                self.network
+                    .forget_neighbor(self.uplink.index, address)
+                    .await?;
                 self.network
                     .remove_floating_ip(self.uplink.index, address)
                     .await?;

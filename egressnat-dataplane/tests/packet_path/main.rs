@@ -9,8 +9,13 @@
 
 mod fence;
 mod guard;
+mod icmp_errors;
 mod masquerade;
+mod mtu;
 mod network;
+mod planned_move;
+mod precedence;
+mod strangers;
 mod traffic;
 mod wire;
 

@@ -89,7 +89,7 @@ impl Network {
         network
     }
 
-    fn namespace(&self, name: &str) -> String {
+    pub(crate) fn namespace(&self, name: &str) -> String {
         format!("{}-{name}", self.prefix)
     }
 

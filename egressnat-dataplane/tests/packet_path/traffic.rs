@@ -1,34 +1,22 @@
 //! E41: what else than plain TCP and UDP goes through the tunnel and through translation, both ways.
 
-use std::io::{ErrorKind, Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::thread;
 use std::time::Duration;
 
 use egressnat_core::{PolicySetId, Steering};
 
 use crate::network::{FLOATING, Network, SERVER, eventually, plan};
-use crate::wire::{ICMP, Packet, SCTP, TCP, UDP, Wire};
+use crate::wire::{Packet, SCTP};
 
 /// One pod beside the floating IP and one that it is reached through the tunnel by.
-const PODS: [&str; 2] = ["10.10.2.2", "10.10.1.2"];
-const AWAY: &str = PODS[1];
+pub(crate) const PODS: [&str; 2] = ["10.10.2.2", "10.10.1.2"];
+pub(crate) const AWAY: &str = PODS[1];
 const SECOND: &str = "192.168.1.101";
 
-/// Of the policy's range, behind the router.
-const BEYOND: &str = "8.8.8.9";
+pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 
-const DESTINATION_UNREACHABLE: u8 = 3;
-const PROTOCOL: u8 = 2;
-const PORT: u8 = 3;
-const FRAGMENTATION_NEEDED: (u8, u8) = (DESTINATION_UNREACHABLE, 4);
-const TIME_EXCEEDED: (u8, u8) = (11, 0);
-
-/// MTU of every interface but the tunnel device, which has 50 bytes less.
-const MTU: u16 = 1500;
-const PATIENCE: Duration = Duration::from_secs(10);
-
-fn address(text: &str, port: u16) -> SocketAddr {
+pub(crate) fn address(text: &str, port: u16) -> SocketAddr {
     SocketAddr::from((text.parse::<Ipv4Addr>().unwrap(), port))
 }
 
@@ -38,7 +26,7 @@ fn seen(address: &str) -> Option<String> {
 
 impl Network {
     /// A UDP server outside that answers each datagram with one of the same size, which begins with the client's address.
-    fn mirror(&self, port: u16) {
+    pub(crate) fn mirror(&self, port: u16) {
         let socket = self.enter("out", move || {
             UdpSocket::bind(address(SERVER, port)).unwrap()
         });
@@ -53,7 +41,7 @@ impl Network {
     }
 
     /// A UDP socket in a namespace, connected to the server.
-    fn udp(&self, from: &str, port: u16, to: u16) -> UdpSocket {
+    pub(crate) fn udp(&self, from: &str, port: u16, to: u16) -> UdpSocket {
         self.enter(from, move || {
             let socket = UdpSocket::bind(address("0.0.0.0", port)).unwrap();
             socket.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -61,37 +49,10 @@ impl Network {
             socket
         })
     }
-
-    /// A TCP connection from a pod to the server, both ends of it.
-    fn both_ends(&self, from: &str, port: u16) -> [TcpStream; 2] {
-        let listener = self.enter("out", move || {
-            TcpListener::bind(address(SERVER, port)).unwrap()
-        });
-        let client = self.enter(from, move || {
-            TcpStream::connect_timeout(&address(SERVER, port), PATIENCE).unwrap()
-        });
-        let ends = [client, listener.accept().unwrap().0];
-        for end in &ends {
-            end.set_read_timeout(Some(PATIENCE)).unwrap();
-            end.set_write_timeout(Some(PATIENCE)).unwrap();
-        }
-        ends
-    }
-}
-
-/// Moves bytes from one end to the other, all of which have to arrive.
-fn transfer(from: &TcpStream, to: &TcpStream, length: usize) {
-    let mut from = from.try_clone().unwrap();
-    let sender = thread::spawn(move || from.write_all(&vec![7; length]).unwrap());
-    let mut arrived = vec![0; length];
-    let mut to = to;
-    to.read_exact(&mut arrived).unwrap();
-    sender.join().unwrap();
-    assert!(arrived.iter().all(|byte| *byte == 7));
 }
 
 /// Asks the mirror with so many bytes, and gives the address and port that it saw.
-fn ask(socket: &UdpSocket, length: usize) -> SocketAddr {
+pub(crate) fn ask(socket: &UdpSocket, length: usize) -> SocketAddr {
     let mut answer = vec![0; 65_536];
     socket.send(&vec![b'?'; length]).unwrap();
     let received = socket.recv(&mut answer).unwrap();
@@ -152,76 +113,6 @@ fn sctp_is_translated_both_ways_with_a_right_checksum() {
 }
 
 #[test]
-fn what_the_server_refuses_the_pod_is_told() {
-    let network = Network::new();
-    network.apply_all("n2");
-    for pod in PODS {
-        let socket = network.udp(pod, 0, 81);
-        socket.send(b"?").unwrap();
-        let refused = socket.recv(&mut [0; 16]).unwrap_err();
-        assert_eq!(refused.kind(), ErrorKind::ConnectionRefused, "{pod}");
-    }
-    let inside = network.listen(AWAY, "eth0");
-    network.inject(AWAY, &Packet::new(AWAY, SERVER, 253, vec![0; 8]));
-    let refused = inside.wait_for("unreachable", |p| {
-        p.icmp() == Some((DESTINATION_UNREACHABLE, PROTOCOL))
-    });
-    assert!(
-        refused.is_from(SERVER) && refused.cause().unwrap().is_from(AWAY),
-        "{refused:?}"
-    );
-}
-
-#[test]
-fn what_the_pod_refuses_the_server_is_told_by_the_floating_ip() {
-    let network = Network::new();
-    network.apply_all("n2");
-    network.mirror(7000);
-    let outside = network.listen("out", "eth0");
-    for (pod, port) in PODS.into_iter().zip([5100, 5101]) {
-        let socket = network.udp(pod, port, 7000);
-        assert_eq!(ask(&socket, 8), address(FLOATING, port));
-        drop(socket);
-        // The flow is known, and nobody has it any more.
-        network.inject(
-            "out",
-            &Packet::udp((SERVER, 7000), (FLOATING, port), b"late"),
-        );
-        let refused = outside.wait_for("unreachable", |p| {
-            p.icmp() == Some((DESTINATION_UNREACHABLE, PORT))
-                && p.cause()
-                    .is_some_and(|cause| cause.ports() == Some((7000, port)))
-        });
-        assert!(refused.is_from(FLOATING), "{refused:?}");
-        let cause = refused.cause().unwrap();
-        assert!(cause.is_from(SERVER) && cause.is_to(FLOATING), "{cause:?}");
-    }
-}
-
-#[test]
-fn hops_that_count_to_zero_are_told_to_the_pod_from_every_hop() {
-    let network = Network::new();
-    network.apply_all("n2");
-    network.ip("out", &format!("route add {BEYOND}/32 dev eth0"));
-    let inside = network.listen(AWAY, "eth0");
-    // The source node, the gateway node, the router: as traceroute sees them.
-    for (ttl, hop) in [(1, "10.10.1.254"), (2, "192.168.1.2"), (3, "192.168.1.254")] {
-        let port = 33_434 + u16::from(ttl);
-        let mut probe = Packet::udp((AWAY, 6000), (BEYOND, port), b"?");
-        probe.ttl = ttl;
-        network.inject(AWAY, &probe);
-        let told = inside.wait_for("time exceeded", |p| {
-            p.icmp() == Some(TIME_EXCEEDED)
-                && p.cause()
-                    .is_some_and(|cause| cause.ports() == Some((6000, port)))
-        });
-        assert!(told.is_from(hop), "{ttl}: {told:?}");
-        let cause = told.cause().unwrap();
-        assert!(cause.is_from(AWAY) && cause.is_to(BEYOND), "{cause:?}");
-    }
-}
-
-#[test]
 fn fragments_go_both_ways() {
     const LENGTH: usize = 6000;
     let network = Network::new();
@@ -233,8 +124,9 @@ fn fragments_go_both_ways() {
         assert_eq!(ask(&socket, LENGTH).ip().to_string(), FLOATING, "{pod}");
         let fragments =
             |from, to| outside.count(|p| p.is_fragment && p.is_from(from) && p.is_to(to));
-        assert!(fragments(FLOATING, SERVER) > LENGTH / 1500, "{pod}");
-        assert!(fragments(SERVER, FLOATING) > LENGTH / 1500, "{pod}");
+        for (from, to) in [(FLOATING, SERVER), (SERVER, FLOATING)] {
+            eventually(true, || fragments(from, to) > LENGTH / 1500);
+        }
     }
     assert_eq!(
         outside.count(|p| PODS.into_iter().any(|pod| p.is_from(pod))),
@@ -244,130 +136,6 @@ fn fragments_go_both_ways() {
     for pod in PODS {
         network.exec(pod, &format!("ping -c1 -W5 -q -s 8000 {SERVER}"));
     }
-}
-
-#[test]
-fn what_does_not_fit_the_tunnel_is_told_with_the_right_mtu() {
-    let network = Network::new();
-    network.apply_all("n2");
-    let (inside, outside) = (network.listen(AWAY, "eth0"), network.listen("out", "eth0"));
-    let headers = 28;
-    for (length, fits) in [(MTU, false), (MTU - 49, false), (MTU - 50, true)] {
-        let mut packet = Packet::udp(
-            (AWAY, length),
-            (SERVER, 7000),
-            &vec![0; usize::from(length - headers)],
-        );
-        packet.dont_fragment = true;
-        network.inject(AWAY, &packet);
-        let is_it = |p: &Packet| p.ports() == Some((length, 7000));
-        if fits {
-            let arrived = outside.wait_for("the packet", |p| p.protocol == UDP && is_it(p));
-            assert!(arrived.is_from(FLOATING) && arrived.dont_fragment);
-            continue;
-        }
-        let told = inside.wait_for("fragmentation needed", |p| {
-            p.icmp() == Some(FRAGMENTATION_NEEDED) && p.cause().is_some_and(|cause| is_it(&cause))
-        });
-        assert_eq!(told.told_mtu(), MTU - 50);
-        assert!(told.cause().unwrap().is_from(AWAY));
-        assert_eq!(outside.count(|p| p.protocol == UDP && is_it(p)), 0);
-    }
-}
-
-#[test]
-fn a_narrow_path_behind_the_gateway_is_told_to_the_pod() {
-    let network = Network::new();
-    network.apply_all("n2");
-    network.ip(
-        "out",
-        &format!("route add {BEYOND}/32 dev eth0 mtu lock 1200"),
-    );
-    for pod in PODS {
-        let inside = network.listen(pod, "eth0");
-        let mut packet = Packet::udp((pod, 6000), (BEYOND, 7000), &[0; 1300]);
-        packet.dont_fragment = true;
-        network.inject(pod, &packet);
-        let told = inside.wait_for("fragmentation needed", |p| {
-            p.icmp() == Some(FRAGMENTATION_NEEDED)
-        });
-        assert_eq!((told.told_mtu(), told.is_to(pod)), (1200, true));
-        let cause = told.cause().unwrap();
-        assert!(
-            cause.is_from(pod) && cause.ports() == Some((6000, 7000)),
-            "{cause:?}"
-        );
-    }
-}
-
-#[test]
-fn bulk_transfers_go_both_ways_in_packets_larger_than_the_mtu() {
-    const LENGTH: usize = 20 << 20;
-    let network = Network::new();
-    network.apply_all("n2");
-    let [client, server] = network.both_ends(AWAY, 7001);
-    assert_eq!(server.peer_addr().unwrap().ip().to_string(), FLOATING);
-    let tunnel = network.listen("n1", "egressnat0");
-    transfer(&client, &server, LENGTH);
-    transfer(&server, &client, LENGTH);
-    let sizes: Vec<usize> = tunnel
-        .packets()
-        .iter()
-        .map(|p| 20 + p.payload.len())
-        .collect();
-    let bytes: usize = sizes.iter().sum();
-    let largest = sizes.iter().max().copied();
-    assert!(
-        largest > Some(10 * usize::from(MTU)),
-        "{largest:?}: cut up before the tunnel"
-    );
-    // Cut up, it would be one packet for each 1,400 bytes.
-    assert!(
-        sizes.len() < bytes / 4000,
-        "{} packets for {bytes} bytes",
-        sizes.len()
-    );
-}
-
-#[test]
-fn connections_go_on_when_the_mtu_of_the_uplink_changes() {
-    const LENGTH: usize = 1 << 20;
-    let network = Network::new();
-    network.apply_all("n2");
-    let [client, server] = network.both_ends(AWAY, 7001);
-    let mtu = || network.exec("n1", "cat /sys/class/net/egressnat0/mtu");
-    for uplink in [1500, 1300, 1500, 1400] {
-        network.ip("n1", &format!("link set eth0 mtu {uplink}"));
-        let report = network.apply("n1", plan("n1", "n2"));
-        assert_eq!(report.failures, []);
-        assert_eq!(mtu().trim(), (uplink - 50).to_string());
-        transfer(&client, &server, LENGTH);
-        transfer(&server, &client, LENGTH);
-    }
-    assert_eq!(network.apply("n1", plan("n1", "n2")).changes, 0);
-    // Under an agent that runs: it is told, and then it applies.
-    network.open("n1", async |mut dataplane| {
-        dataplane.apply(&plan("n1", "n2")).await;
-        let set = nix::unistd::gettid();
-        let command = format!("nsenter -t {set} -n ip link set eth0 mtu 1200");
-        let changed = async {
-            tokio::task::spawn_blocking(move || {
-                std::process::Command::new("sh")
-                    .args(["-c", &command])
-                    .status()
-                    .unwrap()
-            })
-            .await
-            .unwrap();
-        };
-        tokio::join!(tokio::time::timeout(PATIENCE, dataplane.changed()), changed)
-            .0
-            .unwrap();
-        let report = dataplane.apply(&plan("n1", "n2")).await;
-        assert_eq!((report.changes, report.failures), (1, vec![]));
-    });
-    assert_eq!(mtu().trim(), "1150");
-    transfer(&client, &server, LENGTH);
 }
 
 #[test]
@@ -420,42 +188,4 @@ fn a_source_port_is_kept_where_it_is_free_and_else_another_is_found() {
         others.windows(2).any(|pair| pair[0] != pair[1]),
         "not random: {others:?}"
     );
-}
-
-#[test]
-fn an_unknown_flow_and_a_stranger_get_no_answer_at_all() {
-    const SYN: u8 = 2;
-    const SYN_ACK: u8 = 0x12;
-    const ACK: u8 = 0x10;
-    let network = Network::new();
-    network.apply_all("n2");
-    let outside = network.listen("out", "eth0");
-    let floating = (FLOATING, 80);
-    let mut echo = Packet::new(SERVER, FLOATING, ICMP, vec![8, 0, 0, 0, 0, 1, 0, 1]);
-    echo.payload[2..4].copy_from_slice(&(!0x0802u16).to_be_bytes());
-    let mut strangers = vec![Packet::udp((SERVER, 53), floating, b"?"), echo];
-    strangers.extend([SYN, SYN_ACK, ACK].map(|flags| Packet::tcp((SERVER, 443), floating, flags)));
-    for packet in &strangers {
-        network.inject("out", packet);
-    }
-    // So many were dropped by the one rule that should drop them.
-    eventually(strangers.len() as u64, || inbound_drops(&network));
-    assert_eq!(from_floating(&outside), 0);
-    // The node's own address refuses as ever.
-    network.inject("out", &Packet::tcp((SERVER, 443), ("192.168.1.2", 80), ACK));
-    outside.wait_for("reset", |p| p.protocol == TCP && p.is_from("192.168.1.2"));
-    assert_eq!(from_floating(&outside), 0);
-}
-
-fn from_floating(wire: &Wire) -> usize {
-    wire.count(|packet| packet.is_from(FLOATING))
-}
-
-/// What n2 dropped because a floating IP takes no new connections.
-fn inbound_drops(network: &Network) -> u64 {
-    let chain = network.exec("n2", "nft list chain ip egressnat prerouting");
-    let rule = chain.lines().find(|line| line.contains("floating_ips"));
-    let mut words = rule.unwrap().split_whitespace();
-    words.find(|word| *word == "packets");
-    words.next().unwrap().parse().unwrap()
 }

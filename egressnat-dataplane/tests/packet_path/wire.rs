@@ -19,12 +19,17 @@ pub(crate) const TCP: u8 = 6;
 pub(crate) const UDP: u8 = 17;
 pub(crate) const SCTP: u8 = 132;
 
+/// Of the range that the policy of the tests is about, behind the router.
+pub(crate) const BEYOND: &str = "8.8.8.9";
+
+/// Type of an ICMP message.
+pub(crate) const DESTINATION_UNREACHABLE: u8 = 3;
+
 /// UDP port of the tunnel.
 pub(crate) const TUNNEL_PORT: u16 = 8473;
 
 const DONT_FRAGMENT: u16 = 0x4000;
 const ETHERNET: usize = 14;
-const UDP_AND_VXLAN: usize = 16;
 
 /// An IPv4 packet.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -126,17 +131,6 @@ impl Packet {
         data.extend([2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 0x08, 0]);
         data.extend(self.bytes());
         Self::udp((source, 40_000), (gateway, TUNNEL_PORT), &data)
-    }
-
-    /// The packet inside a tunnel packet, and its VNI.
-    pub(crate) fn inner(&self) -> Option<(u32, Self)> {
-        let is_tunnel = self.protocol == UDP && self.ports()?.1 == TUNNEL_PORT;
-        if !is_tunnel {
-            return None;
-        }
-        let vni = u32::from_be_bytes(*self.payload.get(12..)?.first_chunk()?) >> 8;
-        let inner = Self::parse(self.payload.get(UDP_AND_VXLAN + ETHERNET..)?)?;
-        Some((vni, inner))
     }
 
     /// The packet that an ICMP error is about; a part of it.
