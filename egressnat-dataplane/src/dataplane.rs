@@ -20,6 +20,7 @@ use crate::handover::HandoverQueue;
 use crate::maps::{DROP, DestinationKey, FORWARD, KEEP};
 use crate::network::{Network, NetworkError, Uplink, is_forwarding};
 use crate::nft::{Counter, Fence, NftError, Ruleset, SetName};
+use crate::ports::{PodInterfaces, Ports};
 use crate::programs::{Counters, Hook, Maps, Programs, ProgramsError};
 use crate::redecide::{affected_pods, forget_stale};
 
@@ -58,6 +59,7 @@ const FENCE_MARGIN: Duration = Duration::from_millis(100);
 pub struct Dataplane {
     config: Config,
     network: Network,
+    ports: Ports,
     uplink: Uplink,
     programs: Programs,
     maps: Maps,
@@ -104,6 +106,7 @@ impl Dataplane {
         Ok(Self {
             config,
             network,
+            ports: Ports::open()?,
             uplink,
             programs,
             maps,
@@ -166,7 +169,10 @@ impl Dataplane {
     ///
     /// Cancel safe.
     pub async fn changed(&mut self) {
-        self.network.changed().await;
+        tokio::select! {
+            () = self.network.changed() => {}
+            () = self.ports.changed() => {}
+        }
     }
 
     /// Makes the kernel equal `plan`, as far as it goes. What could not be done is in the report; all else was done.
@@ -183,15 +189,16 @@ impl Dataplane {
         }
         self.ensure(&mut report).await;
 
-        let routes = match self.network.host_routes().await {
-            Ok(routes) => routes,
+        let interfaces = match self.pod_interfaces(plan).await {
+            Ok(interfaces) => interfaces,
             Err(error) => {
-                fail(&mut report, "routes of pods", &error);
+                fail(&mut report, "interfaces of pods", &error);
                 return report;
             }
         };
-        let desired = self.applicable(plan, &routes, &mut report);
-        let observed = match self.observe(&desired, &routes, &mut report).await {
+        let desired = self.applicable(plan, &interfaces, &mut report);
+        let routes = &interfaces.by_address;
+        let observed = match self.observe(&desired, routes, &mut report).await {
             Ok(observed) => observed,
             Err(error) => {
                 fail(&mut report, "the kernel's present state", &error);
@@ -210,9 +217,10 @@ impl Dataplane {
             }
         }
         let changes = diff(&observed, &desired);
-        self.change(&changes, &routes, &mut report).await;
+        self.change(&changes, routes, &mut report).await;
         // The guard is there, and holds until each pod has its program: the kernel takes some milliseconds for each.
-        self.attach_steering(&desired, &routes, &mut report).await;
+        self.attach_steering(&desired, &interfaces, &mut report)
+            .await;
         // A binding is made by a flow's first packet. Where the decision has changed, flows have to start anew.
         match forget_stale(&affected_pods(&changes, &observed, &desired), &desired) {
             Ok(forgotten) => report.changes += forgotten,
@@ -226,6 +234,17 @@ impl Dataplane {
             Err(error) => fail(&mut report, "floating IPs", &error),
         }
         report
+    }
+
+    /// Where the pods are. What counted until now is in the map, which outlives this process.
+    async fn pod_interfaces(&mut self, plan: &NodePlan) -> Result<PodInterfaces, ObserveError> {
+        let mut before = BTreeMap::new();
+        for key in self.maps.pods.keys() {
+            let key = key.map_err(map_error("pods"))?;
+            before.insert(key.address(), key.ifindex);
+        }
+        let routes = self.network.host_routes().await?;
+        Ok(self.ports.find(plan, routes, &before).await?)
     }
 
     /// Brings back what others removed: the table, the tunnel device, its rule and route.
@@ -264,7 +283,7 @@ impl Dataplane {
     fn applicable(
         &self,
         plan: &NodePlan,
-        routes: &BTreeMap<Ipv4Addr, u32>,
+        interfaces: &PodInterfaces,
         report: &mut Report,
     ) -> NodePlan {
         let is_ipv4 = |address: &IpAddr| address.is_ipv4();
@@ -293,15 +312,25 @@ impl Dataplane {
         for rule in plan.masquerade.rules.keys().filter(|rule| is_ipv6(rule)) {
             later(format!("masquerade rule {rule}"));
         }
+        let routes = &interfaces.by_address;
+        for (address, text) in &interfaces.contested {
+            report.failures.push(Failure {
+                object: format!("pod {address}"),
+                message: text.clone(),
+            });
+        }
+        let is_contested = |address: &IpAddr| {
+            ipv4(*address).is_some_and(|ip| interfaces.contested.contains_key(&ip))
+        };
         let is_here = |address: &IpAddr| ipv4(*address).is_some_and(|ip| routes.contains_key(&ip));
         for (address, set) in &plan.pods {
             // Without a guard, a pod that nothing selects misses nothing.
             let matters = *set != PolicySetId::EMPTY || !plan.guard_ranges.is_empty();
-            if is_ipv4(address) && matters && !is_here(address) {
+            if is_ipv4(address) && matters && !is_here(address) && !is_contested(address) {
                 report.failures.push(Failure {
                     object: format!("pod {address}"),
-                    message: "it has no route of its own yet: until its interface is there, it does not reach the \
-                              destinations of strict policies"
+                    message: "it has no route of its own and is at no bridge yet: until its interface is there, it does \
+                              not reach the destinations of strict policies"
                         .to_owned(),
                 });
             }
@@ -329,19 +358,17 @@ impl Dataplane {
         }
     }
 
-    /// Programs go on the interfaces of known pods, back on where somebody took them off, and off all others.
+    /// Programs go on the interfaces of known pods and the ports of their bridges, back on where somebody took them off, and
+    /// off all others.
     async fn attach_steering(
         &mut self,
         desired: &NodePlan,
-        routes: &BTreeMap<Ipv4Addr, u32>,
+        interfaces: &PodInterfaces,
         report: &mut Report,
     ) {
-        let interface = |address: &IpAddr| routes.get(&ipv4(*address)?).copied();
-        let wanted: BTreeSet<u32> = desired.pods.keys().filter_map(interface).collect();
-        let interfaces = match self.network.interfaces().await {
-            Ok(interfaces) => interfaces,
-            Err(error) => return fail(report, "interfaces of pods", &error),
-        };
+        let interface = |address: &IpAddr| interfaces.by_address.get(&ipv4(*address)?).copied();
+        let of_pods = desired.pods.keys().filter_map(interface);
+        let wanted: BTreeSet<u32> = of_pods.chain(interfaces.ports.iter().copied()).collect();
         for ifindex in self.steered.clone().difference(&wanted) {
             match self.programs.detach_steer(*ifindex) {
                 Ok(()) => report.changes += 1,
@@ -356,7 +383,7 @@ impl Dataplane {
         let others = wanted.difference(&selected);
         for ifindex in selected.iter().chain(others).copied() {
             // An interface that vanished meanwhile: its route goes too, and we are told.
-            let Some(name) = interfaces.get(&ifindex) else {
+            let Some(name) = interfaces.names.get(&ifindex) else {
                 continue;
             };
             if self.steered.contains(&ifindex) && self.programs.is_attached(Hook::Steer, ifindex) {

@@ -51,6 +51,7 @@ mod mark;
 mod netfilter;
 mod network;
 mod nft;
+mod ports;
 mod programs;
 mod redecide;
 

@@ -88,7 +88,9 @@ pub enum NetworkError {
     },
 }
 
-fn failed(operation: impl Into<String>) -> impl FnOnce(rtnetlink::Error) -> NetworkError {
+pub(crate) fn failed(
+    operation: impl Into<String>,
+) -> impl FnOnce(rtnetlink::Error) -> NetworkError {
     let operation = operation.into();
     |source| NetworkError::Netlink {
         operation,
@@ -547,7 +549,7 @@ fn is_ours(message: &AddressMessage) -> bool {
         )))
 }
 
-fn network_of(message: &AddressMessage) -> Option<IpNet> {
+pub(crate) fn network_of(message: &AddressMessage) -> Option<IpNet> {
     // The local address; on point-to-point links `Address` is the peer's.
     let local = message
         .attributes

@@ -135,6 +135,27 @@ impl Network {
         run(&format!("ip netns exec {} {command}", self.namespace(name)))
     }
 
+    /// Runs a line of shell in a namespace.
+    pub(crate) fn shell(&self, name: &str, line: &str) {
+        let netns = ["netns", "exec", &self.namespace(name), "sh", "-c", line];
+        let output = Command::new("ip").args(netns).output().unwrap();
+        assert!(output.status.success(), "{line}: {output:?}");
+    }
+
+    /// Work to be done in a namespace later, on another thread: `ip` commands and the like that may fail.
+    pub(crate) fn outside(
+        &self,
+        name: &str,
+        work: impl FnOnce(&dyn Fn(&str)) + Send + 'static,
+    ) -> impl FnOnce() + Send + 'static {
+        let namespace = self.namespace(name);
+        move || {
+            work(&|command| {
+                try_run(&format!("ip netns exec {namespace} {command}"));
+            });
+        }
+    }
+
     fn sysctl(&self, name: &str, setting: &str) {
         self.exec(name, &format!("sysctl -qw {setting}"));
     }
@@ -418,7 +439,7 @@ pub(crate) fn eventually<T: PartialEq + std::fmt::Debug>(want: T, mut read: impl
     }
 }
 
-fn run(command: &str) -> String {
+pub(crate) fn run(command: &str) -> String {
     let output = try_run(command);
     assert!(
         output.status.success(),
