@@ -9,6 +9,7 @@ use crate::config::Config;
 use crate::dataplane::chain;
 use crate::network::Network;
 use crate::nft::{Fence, Ruleset};
+use crate::programs::remove_filters;
 
 /// Removes everything of ours from this namespace, whether an agent runs or not: programs, maps, ip rule, route, tunnel
 /// device, floating IPs, tables. Running it again changes nothing.
@@ -24,6 +25,12 @@ pub async fn cleanup(config: &Config) -> Report {
         }),
     };
     let pins = config.pin_root();
+    note(
+        "filters of interfaces",
+        remove_filters(&pins)
+            .map(|()| 0)
+            .map_err(|error| chain(&error)),
+    );
     let unpinned = match fs::remove_dir_all(&pins) {
         Ok(()) => Ok(1),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(0),

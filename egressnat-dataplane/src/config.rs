@@ -1,6 +1,7 @@
 use std::path::PathBuf;
 
 use crate::mark::MarkMask;
+use crate::programs::Attachment;
 
 /// What the packet path may use on this node.
 #[derive(Debug, Clone)]
@@ -19,6 +20,8 @@ pub struct Config {
     pub route_table: u32,
     /// Priority of the ip rule that leads to that table: before the main table (32766).
     pub rule_priority: u32,
+    /// How programs are put on interfaces.
+    pub attachment: Attachment,
 }
 
 impl Default for Config {
@@ -32,6 +35,7 @@ impl Default for Config {
             mark: MarkMask::DEFAULT,
             route_table: 1190,
             rule_priority: 1190,
+            attachment: Attachment::Automatic,
         }
     }
 }

@@ -63,4 +63,4 @@ pub use mark::{InvalidMarkMask, MarkMask};
 pub use netfilter::AskError;
 pub use network::{NetworkError, Uplink};
 pub use nft::NftError;
-pub use programs::{Counters, ProgramsError};
+pub use programs::{Attachment, Counters, ProgramsError};

@@ -138,6 +138,7 @@ impl Network {
             MulticastGroup::Ipv4Ifaddr,
             MulticastGroup::Ipv4Route,
             MulticastGroup::Ipv4Rule,
+            MulticastGroup::Tc,
         ];
         let (watcher, _, changes) =
             rtnetlink::new_multicast_connection(&groups).map_err(NetworkError::Socket)?;
@@ -149,7 +150,7 @@ impl Network {
         })
     }
 
-    /// Waits for the next change of links, addresses, routes or rules, and takes all that are told already.
+    /// Waits for the next change of links, addresses, routes, rules or filters, and takes all that are told already.
     pub(crate) async fn changed(&mut self) {
         if self.changes.next().await.is_none() {
             // The socket is gone; the agent's slow audit remains.

@@ -1,9 +1,13 @@
 //! Loading, pinning and attaching the eBPF programs.
 
+mod attachment;
+mod clsact;
 mod query;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use aya::maps::lpm_trie::{Key, LpmTrie};
@@ -16,6 +20,9 @@ use thiserror::Error;
 
 use crate::config::Config;
 use crate::maps::{DestinationKey, Egress, PodKey};
+use attachment::Mechanism;
+
+pub use attachment::Attachment;
 
 /// The compiled programs, shipped with the crate so that nobody needs clang to use it.
 static OBJECT: &[u8] =
@@ -38,7 +45,7 @@ pub enum ProgramsError {
     },
     /// The object did not load.
     #[error(
-        "could not load the eBPF object: it takes CAP_BPF, CAP_NET_ADMIN and kernel 6.6 or later"
+        "could not load the eBPF object: it takes CAP_BPF, CAP_NET_ADMIN and kernel 5.18 or later"
     )]
     Load(#[source] EbpfError),
     /// A map is missing or of another kind.
@@ -59,10 +66,20 @@ pub enum ProgramsError {
         #[source]
         source: ProgramError,
     },
+    /// TCX is wanted and the kernel has none.
+    #[error("the kernel has no TCX, which takes 6.6 or later: allow clsact")]
+    NoTcx,
+    /// A filter could not be put on an interface or taken off.
+    #[error("could not put a filter on interface {interface} or take it off")]
+    Filter {
+        /// The interface, by name or index.
+        interface: String,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
     /// A program could not be attached.
-    #[error(
-        "could not attach the eBPF program {name} to {interface}: TCX takes kernel 6.6 or later"
-    )]
+    #[error("could not attach the eBPF program {name} to {interface}")]
     Attach {
         /// The program.
         name: &'static str,
@@ -92,6 +109,8 @@ pub(crate) enum Hook {
 }
 
 impl Hook {
+    const ALL: [Hook; 3] = [Hook::Steer, Hook::Encap, Hook::Decap];
+
     fn name(self) -> &'static str {
         match self {
             Hook::Steer => "steer",
@@ -110,6 +129,11 @@ impl Hook {
     /// Pins are named by interface index: a name may come back as another interface.
     fn pin(self, pins: &Path, ifindex: u32) -> PathBuf {
         pins.join(format!("link_{}_{ifindex}", self.name()))
+    }
+
+    /// A filter cannot be pinned: an empty directory says that there is one.
+    fn note(self, pins: &Path, ifindex: u32) -> PathBuf {
+        pins.join(format!("filter_{}_{ifindex}", self.name()))
     }
 }
 
@@ -162,12 +186,14 @@ impl Maps {
 pub(crate) struct Programs {
     ebpf: Ebpf,
     pins: PathBuf,
+    mechanism: Mechanism,
 }
 
 impl Programs {
     /// Loads the programs and opens the maps, those of an earlier run where they are pinned.
     pub(crate) fn load(config: &Config) -> Result<(Self, Maps), ProgramsError> {
         check_bpffs(&config.bpffs)?;
+        let mechanism = config.attachment.mechanism()?;
         let pins = config.pins();
         fs::create_dir_all(&pins).map_err(|source| ProgramsError::Pins {
             path: pins.clone(),
@@ -202,8 +228,12 @@ impl Programs {
             peers: map!("peers"),
             counters: map!("counters"),
         };
-        let mut programs = Self { ebpf, pins };
-        for hook in [Hook::Steer, Hook::Encap, Hook::Decap] {
+        let mut programs = Self {
+            ebpf,
+            pins,
+            mechanism,
+        };
+        for hook in Hook::ALL {
             let name = hook.name();
             programs
                 .program(hook)
@@ -220,9 +250,81 @@ impl Programs {
             .expect("the object that we ship has this classifier")
     }
 
-    /// Puts a program on an interface. A pinned link of an earlier run is taken over: the program is swapped under running
-    /// traffic. Returns whether it was not there before.
+    /// Puts a program on an interface. What is there from an earlier run is taken over: the program is swapped under running
+    /// traffic, also when it was attached by the other mechanism. Returns whether it was not there before.
     pub(crate) fn attach(
+        &mut self,
+        hook: Hook,
+        interface: &str,
+        ifindex: u32,
+    ) -> Result<bool, ProgramsError> {
+        match self.mechanism {
+            Mechanism::Tcx => {
+                let made = self.attach_link(hook, interface, ifindex)?;
+                self.remove_filter(hook, ifindex)?;
+                Ok(made)
+            }
+            Mechanism::Clsact => {
+                let made = self.attach_filter(hook, interface, ifindex)?;
+                remove_pin(&hook.pin(&self.pins, ifindex))?;
+                Ok(made)
+            }
+        }
+    }
+
+    fn attach_filter(
+        &mut self,
+        hook: Hook,
+        interface: &str,
+        ifindex: u32,
+    ) -> Result<bool, ProgramsError> {
+        let attach_error = |source| ProgramsError::Attach {
+            name: hook.name(),
+            interface: interface.to_owned(),
+            source,
+        };
+        let (note, qdisc) = (hook.note(&self.pins, ifindex), self.qdisc_note(ifindex));
+        // Before the filter: what is there and not noted would be left behind.
+        make_note(&note)?;
+        let program = self.program(hook).fd().map_err(attach_error)?.as_fd();
+        let attached = clsact::attach(ifindex, hook.side(), program, hook.name());
+        let attached = attached.map_err(|source| ProgramsError::Filter {
+            interface: interface.to_owned(),
+            source,
+        })?;
+        if attached.qdisc_made {
+            make_note(&qdisc)?;
+        }
+        Ok(attached.filter_made)
+    }
+
+    fn qdisc_note(&self, ifindex: u32) -> PathBuf {
+        self.pins.join(format!("qdisc_{ifindex}"))
+    }
+
+    fn remove_filter(&self, hook: Hook, ifindex: u32) -> Result<(), ProgramsError> {
+        let note = hook.note(&self.pins, ifindex);
+        if !note.exists() {
+            return Ok(());
+        }
+        let filter_error = |source| ProgramsError::Filter {
+            interface: ifindex.to_string(),
+            source,
+        };
+        clsact::detach(ifindex, hook.side()).map_err(filter_error)?;
+        remove_note(&note)?;
+        let (qdisc, other) = (
+            self.qdisc_note(ifindex),
+            Hook::ALL.map(|hook| hook.note(&self.pins, ifindex)),
+        );
+        if qdisc.exists() && !other.iter().any(|note| note.exists()) {
+            clsact::remove_empty_qdisc(ifindex).map_err(filter_error)?;
+            remove_note(&qdisc)?;
+        }
+        Ok(())
+    }
+
+    fn attach_link(
         &mut self,
         hook: Hook,
         interface: &str,
@@ -293,29 +395,102 @@ impl Programs {
         let Ok(own) = self.program(hook).info() else {
             return false;
         };
-        query::attached(ifindex, hook.side()).is_ok_and(|ids| ids.contains(&own.id()))
+        match self.mechanism {
+            Mechanism::Tcx => {
+                query::attached(ifindex, hook.side()).is_ok_and(|ids| ids.contains(&own.id()))
+            }
+            Mechanism::Clsact => {
+                clsact::attached(ifindex, hook.side()).is_ok_and(|id| id == Some(own.id()))
+            }
+        }
     }
 
-    /// The interfaces that have `steer` pinned, by index.
-    pub(crate) fn steered(&self) -> Result<Vec<u32>, ProgramsError> {
-        let read_error = |source| ProgramsError::Pins {
-            path: self.pins.clone(),
-            source,
+    /// The interfaces that have `steer` by an earlier run or this one, by index.
+    pub(crate) fn steered(&self) -> Result<BTreeSet<u32>, ProgramsError> {
+        let index = |name: &str| {
+            let name = name
+                .strip_prefix("link_")
+                .or(name.strip_prefix("filter_"))?;
+            name.strip_prefix("steer_")?.parse().ok()
         };
-        let mut indices = Vec::new();
-        for entry in fs::read_dir(&self.pins).map_err(read_error)? {
-            let name = entry.map_err(read_error)?.file_name();
-            let index = name
-                .to_str()
-                .and_then(|name| name.strip_prefix("link_steer_"));
-            indices.extend(index.and_then(|index| index.parse::<u32>().ok()));
-        }
-        Ok(indices)
+        Ok(names(&self.pins)?
+            .iter()
+            .filter_map(|name| index(name))
+            .collect())
     }
 
     /// Takes `steer` off an interface.
     pub(crate) fn detach_steer(&self, ifindex: u32) -> Result<(), ProgramsError> {
-        remove_pin(&Hook::Steer.pin(&self.pins, ifindex))
+        remove_pin(&Hook::Steer.pin(&self.pins, ifindex))?;
+        self.remove_filter(Hook::Steer, ifindex)
+    }
+}
+
+/// Takes all filters off that are noted below `root`, with the queueing disciplines that are ours and empty; links go with
+/// their pins. Goes on behind an error, and tells the first.
+pub(crate) fn remove_filters(root: &Path) -> Result<(), ProgramsError> {
+    let mut outcome = Ok(());
+    for layout in names(root)? {
+        let pins = root.join(layout);
+        let of = |prefix: &str, names: &[String]| -> Vec<u32> {
+            let index = |name: &String| name.strip_prefix(prefix)?.parse().ok();
+            names.iter().filter_map(index).collect()
+        };
+        let names = names(&pins)?;
+        let mut note = |ifindex: u32, removed: io::Result<()>| {
+            let removed = removed.map_err(|source| ProgramsError::Filter {
+                interface: ifindex.to_string(),
+                source,
+            });
+            outcome = std::mem::replace(&mut outcome, Ok(())).and(removed);
+        };
+        for hook in Hook::ALL {
+            for ifindex in of(&format!("filter_{}_", hook.name()), &names) {
+                note(ifindex, clsact::detach(ifindex, hook.side()));
+            }
+        }
+        for ifindex in of("qdisc_", &names) {
+            note(ifindex, clsact::remove_empty_qdisc(ifindex));
+        }
+    }
+    outcome
+}
+
+/// What is in a directory of pins, which may not be there.
+fn names(directory: &Path) -> Result<Vec<String>, ProgramsError> {
+    let read_error = |source| ProgramsError::Pins {
+        path: directory.to_owned(),
+        source,
+    };
+    let entries = match fs::read_dir(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.map_err(read_error)?,
+    };
+    let mut names = Vec::new();
+    for entry in entries {
+        let name = entry.map_err(read_error)?.file_name();
+        names.extend(name.into_string());
+    }
+    Ok(names)
+}
+
+fn make_note(note: &Path) -> Result<(), ProgramsError> {
+    match fs::create_dir(note) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        made => made.map_err(|source| ProgramsError::Pins {
+            path: note.to_owned(),
+            source,
+        }),
+    }
+}
+
+fn remove_note(note: &Path) -> Result<(), ProgramsError> {
+    match fs::remove_dir(note) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        removed => removed.map_err(|source| ProgramsError::Pins {
+            path: note.to_owned(),
+            source,
+        }),
     }
 }
 

@@ -8,6 +8,7 @@
 )]
 
 mod bridge;
+mod clsact;
 mod fence;
 mod guard;
 mod icmp_errors;

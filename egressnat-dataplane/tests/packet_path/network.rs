@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use egressnat_core::model::*;
 use egressnat_core::{Assignment, NodePlan, Report, plan_node};
-use egressnat_dataplane::{Config, Dataplane};
+use egressnat_dataplane::{Attachment, Config, Dataplane};
 
 pub(crate) const FLOATING: &str = "192.168.1.100";
 pub(crate) const SERVER: &str = "8.8.8.8";
@@ -28,6 +28,8 @@ pub(crate) struct Network {
     prefix: String,
     namespaces: Vec<String>,
     bpffs: tempfile::TempDir,
+    /// How the nodes' programs are attached from now on.
+    pub(crate) attachment: Attachment,
 }
 
 impl Network {
@@ -43,6 +45,7 @@ impl Network {
             prefix: format!("egdp{}x{count}", std::process::id()),
             namespaces: Vec::new(),
             bpffs,
+            attachment: Attachment::Automatic,
         };
         run(&format!(
             "mount -t bpf bpf {}",
@@ -297,6 +300,7 @@ impl Network {
         std::fs::create_dir_all(&bpffs).unwrap();
         Config {
             bpffs,
+            attachment: self.attachment,
             ..Config::default()
         }
     }
