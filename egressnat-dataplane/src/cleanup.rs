@@ -7,11 +7,12 @@ use egressnat_core::{Failure, Report};
 
 use crate::config::Config;
 use crate::dataplane::chain;
+use crate::family::Family;
 use crate::network::Network;
 use crate::nft::{Fence, Ruleset};
 use crate::programs::remove_filters;
 
-/// Removes everything of ours from this namespace, whether an agent runs or not: programs, maps, ip rule, route, tunnel
+/// Removes everything of ours from this namespace, whether an agent runs or not: programs, maps, ip rules, routes, tunnel
 /// device, floating IPs, tables. Running it again changes nothing.
 ///
 /// Steering ends first and the tables go last, so that no packet leaves half translated in between.
@@ -45,12 +46,14 @@ pub async fn cleanup(config: &Config) -> Report {
         "links, addresses, routes and rules",
         network.map_err(|error| chain(&error)),
     );
-    note(
-        "table ip egressnat",
-        Ruleset::remove()
-            .map(usize::from)
-            .map_err(|error| chain(&error)),
-    );
+    for family in Family::ALL {
+        note(
+            Ruleset::name(family),
+            Ruleset::remove(family)
+                .map(usize::from)
+                .map_err(|error| chain(&error)),
+        );
+    }
     note(
         "table arp egressnat",
         Fence::remove()

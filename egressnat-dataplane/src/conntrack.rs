@@ -3,11 +3,12 @@
 //! Source NAT is decided by the first packet of a connection and then stays. When an egress IP comes to this node or leaves
 //! it, running connections of this node's own pods have to be decided anew, or they would leave with the wrong address.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use egressnat_core::model::Protocol;
 use thiserror::Error;
 
+use crate::family::{Family, from_octets};
 use crate::netfilter::{AskError, HEADER, ask};
 
 /// Connections could not be listed or forgotten.
@@ -17,8 +18,8 @@ pub(crate) enum ConntrackError {
     List(#[source] AskError),
     #[error("could not forget the connection from {from} to {to}")]
     Forget {
-        from: Ipv4Addr,
-        to: Ipv4Addr,
+        from: IpAddr,
+        to: IpAddr,
         #[source]
         source: AskError,
     },
@@ -37,6 +38,8 @@ const TUPLE_PROTOCOL: u16 = 2;
 const PROTOCOL_NUMBER: u16 = 1;
 const IPV4_SOURCE: u16 = 1;
 const IPV4_DESTINATION: u16 = 2;
+const IPV6_SOURCE: u16 = 3;
+const IPV6_DESTINATION: u16 = 4;
 
 /// Flags that share the attribute type's field.
 const NESTED_AND_ORDER: u16 = 0xc000;
@@ -48,22 +51,23 @@ const GENERIC_HEADER: usize = 4;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Connection {
     /// Who opened it.
-    pub(crate) source: Ipv4Addr,
+    pub(crate) source: IpAddr,
     /// To whom.
-    pub(crate) destination: Ipv4Addr,
+    pub(crate) destination: IpAddr,
     /// Who answers: another than the destination, if that was translated.
-    pub(crate) answered_by: Ipv4Addr,
+    pub(crate) answered_by: IpAddr,
     /// Whom the other side sees: where replies go to.
-    pub(crate) seen_as: Ipv4Addr,
+    pub(crate) seen_as: IpAddr,
     /// Over what.
     pub(crate) protocol: Option<Protocol>,
     /// The attributes by which the kernel finds it again.
     pub(crate) identity: Vec<u8>,
 }
 
-/// The IPv4 connections that the kernel tracks now.
-pub(crate) fn connections() -> Result<Vec<Connection>, ConntrackError> {
-    let answer = ask(&request(GET, libc::NLM_F_DUMP, &[])).map_err(ConntrackError::List)?;
+/// The connections of a family that the kernel tracks now.
+pub(crate) fn connections(family: Family) -> Result<Vec<Connection>, ConntrackError> {
+    let request = request(family, GET, libc::NLM_F_DUMP, &[]);
+    let answer = ask(&request).map_err(ConntrackError::List)?;
     let parsed = answer
         .iter()
         .filter_map(|message| parse(message.payload().get(GENERIC_HEADER..)?));
@@ -72,7 +76,13 @@ pub(crate) fn connections() -> Result<Vec<Connection>, ConntrackError> {
 
 /// Makes the kernel forget a connection: its next packet is decided like a first one.
 pub(crate) fn forget(connection: &Connection) -> Result<(), ConntrackError> {
-    match ask(&request(DELETE, libc::NLM_F_ACK, &connection.identity)) {
+    let family = Family::of(connection.source);
+    match ask(&request(
+        family,
+        DELETE,
+        libc::NLM_F_ACK,
+        &connection.identity,
+    )) {
         // It ended by itself.
         Err(AskError::Refused(error)) if error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
         Err(source) => Err(ConntrackError::Forget {
@@ -85,14 +95,14 @@ pub(crate) fn forget(connection: &Connection) -> Result<(), ConntrackError> {
 }
 
 /// Makes the kernel forget all connections that are seen as coming from `address`.
-pub(crate) fn forget_seen_as(address: Ipv4Addr) -> Result<(), ConntrackError> {
-    connections()?
+pub(crate) fn forget_seen_as(address: IpAddr) -> Result<(), ConntrackError> {
+    connections(Family::of(address))?
         .iter()
         .filter(|connection| connection.seen_as == address)
         .try_for_each(forget)
 }
 
-fn request(kind: u16, flags: i32, attributes: &[u8]) -> Vec<u8> {
+fn request(family: Family, kind: u16, flags: i32, attributes: &[u8]) -> Vec<u8> {
     let length = HEADER + GENERIC_HEADER + attributes.len();
     let flags = (libc::NLM_F_REQUEST | flags) as u16;
     let mut bytes = Vec::with_capacity(length);
@@ -100,7 +110,11 @@ fn request(kind: u16, flags: i32, attributes: &[u8]) -> Vec<u8> {
     bytes.extend((SUBSYSTEM << 8 | kind).to_ne_bytes());
     bytes.extend(flags.to_ne_bytes());
     bytes.extend([0; 8]); // sequence and port: the socket is used once
-    bytes.extend([libc::AF_INET as u8, 0, 0, 0]);
+    let family = match family {
+        Family::Ipv4 => libc::AF_INET,
+        Family::Ipv6 => libc::AF_INET6,
+    };
+    bytes.extend([family as u8, 0, 0, 0]);
     bytes.extend(attributes);
     bytes
 }
@@ -114,10 +128,10 @@ fn parse(attributes: &[u8]) -> Option<Connection> {
         .copied()
         .collect();
     Some(Connection {
-        source: address(original, IPV4_SOURCE)?,
-        destination: address(original, IPV4_DESTINATION)?,
-        answered_by: address(reply, IPV4_SOURCE)?,
-        seen_as: address(reply, IPV4_DESTINATION)?,
+        source: source(original)?,
+        destination: destination(original)?,
+        answered_by: source(reply)?,
+        seen_as: destination(reply)?,
         protocol: find(original, TUPLE_PROTOCOL)
             .and_then(|protocol| find(protocol, PROTOCOL_NUMBER)?.first())
             .map(|number| Protocol(*number)),
@@ -125,9 +139,19 @@ fn parse(attributes: &[u8]) -> Option<Connection> {
     })
 }
 
-fn address(tuple: &[u8], kind: u16) -> Option<Ipv4Addr> {
-    let octets = find(find(tuple, TUPLE_IP)?, kind)?.first_chunk::<4>()?;
-    Some(Ipv4Addr::from(*octets))
+fn source(tuple: &[u8]) -> Option<IpAddr> {
+    address(tuple, [IPV4_SOURCE, IPV6_SOURCE])
+}
+
+fn destination(tuple: &[u8]) -> Option<IpAddr> {
+    address(tuple, [IPV4_DESTINATION, IPV6_DESTINATION])
+}
+
+/// A tuple has the address of one family.
+fn address(tuple: &[u8], kinds: [u16; 2]) -> Option<IpAddr> {
+    let addresses = find(tuple, TUPLE_IP)?;
+    let octets = kinds.into_iter().find_map(|kind| find(addresses, kind))?;
+    from_octets(octets)
 }
 
 fn find(attributes: &[u8], kind: u16) -> Option<&[u8]> {
@@ -165,6 +189,7 @@ impl<'a> Iterator for Attributes<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::family::octets;
 
     fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
         let mut bytes = (value.len() as u16 + 4).to_ne_bytes().to_vec();
@@ -174,10 +199,16 @@ mod tests {
         bytes
     }
 
-    fn tuple(kind: u16, source: [u8; 4], destination: [u8; 4]) -> Vec<u8> {
+    fn tuple(kind: u16, source: &str, destination: &str) -> Vec<u8> {
+        let (source, destination): (IpAddr, IpAddr) =
+            (source.parse().unwrap(), destination.parse().unwrap());
+        let kinds = match Family::of(source) {
+            Family::Ipv4 => [IPV4_SOURCE, IPV4_DESTINATION],
+            Family::Ipv6 => [IPV6_SOURCE, IPV6_DESTINATION],
+        };
         let ip = [
-            attribute(IPV4_SOURCE, &source),
-            attribute(IPV4_DESTINATION, &destination),
+            attribute(kinds[0], &octets(source)),
+            attribute(kinds[1], &octets(destination)),
         ]
         .concat();
         let protocol = attribute(PROTOCOL_NUMBER, &[17]);
@@ -190,22 +221,27 @@ mod tests {
 
     #[test]
     fn a_translated_connection_is_seen_as_the_egress_ip() {
-        let original = tuple(TUPLE_ORIGINAL, [10, 10, 1, 2], [8, 8, 8, 8]);
-        let id = attribute(ID, &[0, 0, 0, 7]);
-        let bytes = [
-            original.clone(),
-            tuple(TUPLE_REPLY, [8, 8, 8, 8], [192, 168, 1, 100]),
-            attribute(3, &[1, 2, 3, 4]),
-            id.clone(),
-        ]
-        .concat();
-        let connection = parse(&bytes).unwrap();
-        assert_eq!(connection.source, Ipv4Addr::new(10, 10, 1, 2));
-        assert_eq!(connection.destination, Ipv4Addr::new(8, 8, 8, 8));
-        assert_eq!(connection.answered_by, connection.destination);
-        assert_eq!(connection.seen_as, Ipv4Addr::new(192, 168, 1, 100));
-        assert_eq!(connection.protocol, Some(Protocol::UDP));
-        assert_eq!(connection.identity, [original, id].concat());
+        for (pod, server, egress_ip) in [
+            ("10.10.1.2", "8.8.8.8", "192.168.1.100"),
+            ("fd00:10:10:1::2", "2001:db8::8", "fd00:192:168:1::100"),
+        ] {
+            let original = tuple(TUPLE_ORIGINAL, pod, server);
+            let id = attribute(ID, &[0, 0, 0, 7]);
+            let bytes = [
+                original.clone(),
+                tuple(TUPLE_REPLY, server, egress_ip),
+                attribute(3, &[1, 2, 3, 4]),
+                id.clone(),
+            ]
+            .concat();
+            let connection = parse(&bytes).unwrap();
+            assert_eq!(connection.source.to_string(), pod);
+            assert_eq!(connection.destination.to_string(), server);
+            assert_eq!(connection.answered_by, connection.destination);
+            assert_eq!(connection.seen_as.to_string(), egress_ip);
+            assert_eq!(connection.protocol, Some(Protocol::UDP));
+            assert_eq!(connection.identity, [original, id].concat());
+        }
     }
 
     #[test]

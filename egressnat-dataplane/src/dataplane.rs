@@ -1,28 +1,29 @@
 //! Making a plan real: observe, compare, change what differs.
 
+mod applicable;
 mod change;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use egressnat_core::gateway::EgressId;
-use egressnat_core::model::{MasqueradeMatch, MasqueradeRules};
 use egressnat_core::{Failure, NodePlan, PolicySetId, Report, Steering, diff};
-use ipnet::{IpNet, Ipv4Net};
 use thiserror::Error;
 
 use crate::announce::{AnnounceError, Announcer};
 use crate::config::Config;
 use crate::conntrack::ConntrackError;
 use crate::egress::EgressTable;
+use crate::family::Family;
 use crate::handover::HandoverQueue;
-use crate::maps::{DROP, DestinationKey, FORWARD, KEEP};
-use crate::network::{Network, NetworkError, Uplink, is_forwarding};
+use crate::maps::{DROP, FORWARD, KEEP, Maps};
+use crate::network::{Network, NetworkError, Uplink, forwarding, ipv6};
 use crate::nft::{Counter, Fence, NftError, Ruleset, SetName};
 use crate::ports::{PodInterfaces, Ports};
-use crate::programs::{Counters, Hook, Maps, Programs, ProgramsError};
+use crate::programs::{Counters, Hook, Programs, ProgramsError};
 use crate::redecide::{affected_pods, forget_stale};
+use applicable::{applicable, asks_for, missed};
 
 /// The packet path could not be put in place at all.
 #[derive(Debug, Error)]
@@ -67,6 +68,8 @@ pub struct Dataplane {
     announcer: Announcer,
     handover: HandoverQueue,
     steered: BTreeSet<u32>,
+    /// Those with a table: IPv4, and IPv6 since a plan first asked for it.
+    families: BTreeSet<Family>,
     /// Objects written while opening, for the next report.
     opened: usize,
 }
@@ -81,10 +84,15 @@ impl Dataplane {
         let network = Network::open()?;
         let mut uplink = network.uplink(&config).await?;
         let (mut programs, mut maps) = Programs::load(&config)?;
-        let mut opened = usize::from(Ruleset::new(config.mark, config.tunnel_port).ensure()?);
+        let mut opened =
+            usize::from(Ruleset::new(Family::Ipv4, config.mark, config.tunnel_port).ensure()?);
         let (tunnel, changes) = network.ensure_tunnel(&config, &uplink).await?;
         opened += changes;
-        opened += usize::from(network.follow_mtu(&config, &mut uplink).await?);
+        let mut families = BTreeSet::from([Family::Ipv4]);
+        opened += usize::from(network.follow_mtu(&config, &mut uplink, &families).await?);
+        if Ruleset::is_present(Family::Ipv6)? {
+            families.insert(Family::Ipv6);
+        }
         for hook in [Hook::Encap, Hook::Decap] {
             opened += usize::from(programs.attach(hook, &config.tunnel_device, tunnel)?);
         }
@@ -114,6 +122,7 @@ impl Dataplane {
             announcer,
             handover,
             steered,
+            families,
             opened,
         })
     }
@@ -139,11 +148,12 @@ impl Dataplane {
     ///
     /// The counter cannot be read.
     pub fn undecided(&self) -> Result<u64, NftError> {
-        Ruleset::packets(Counter::Undecided)
+        let of_family = |family: &Family| Ruleset::packets(*family, Counter::Undecided);
+        self.families.iter().map(of_family).sum()
     }
 
     /// Lets this node use a floating IP until `deadline` and no longer, counted by the kernel: from then on the address answers
-    /// no ARP, and nothing goes out or comes in with it, not even for connections that run, whether this process runs, is
+    /// no ARP or neighbor solicitation, and nothing goes out or comes in with it, not even for connections that run, whether this process runs, is
     /// frozen or is gone. Called again it moves the deadline, without a gap for packets; one that has passed ends the use at
     /// once.
     ///
@@ -153,7 +163,11 @@ impl Dataplane {
     /// # Errors
     ///
     /// nf_tables refused: the kernel has no tables of family arp, or is older than 6.3. The old deadline stands.
-    pub fn hold_until(&mut self, address: Ipv4Addr, deadline: Instant) -> Result<(), NftError> {
+    pub fn hold_until(&mut self, address: IpAddr, deadline: Instant) -> Result<(), NftError> {
+        let family = Family::of(address);
+        if self.families.insert(family) {
+            self.opened += usize::from(self.ruleset(family).ensure()?);
+        }
         loop {
             let start = Instant::now();
             let left = deadline.saturating_duration_since(start + FENCE_MARGIN);
@@ -181,13 +195,19 @@ impl Dataplane {
             changes: std::mem::take(&mut self.opened),
             ..Report::default()
         };
-        if !is_forwarding() {
-            report.failures.push(Failure {
-                object: "sysctl net.ipv4.ip_forward".to_owned(),
-                message: "it is 0, so no pod's packet leaves this node: run 'sysctl -w net.ipv4.ip_forward=1'".to_owned(),
-            });
+        self.ensure(plan, &mut report).await;
+        for family in &self.families {
+            if let Err(name) = forwarding(*family)
+                && asks_for(plan, *family)
+            {
+                report.failures.push(Failure {
+                    object: format!("sysctl {name}"),
+                    message: format!(
+                        "it is 0, so no pod's {family} packet leaves this node: run 'sysctl -w {name}=1'"
+                    ),
+                });
+            }
         }
-        self.ensure(&mut report).await;
 
         let interfaces = match self.pod_interfaces(plan).await {
             Ok(interfaces) => interfaces,
@@ -196,7 +216,7 @@ impl Dataplane {
                 return report;
             }
         };
-        let desired = self.applicable(plan, &interfaces, &mut report);
+        let desired = applicable(plan, &self.families, &interfaces, &mut report);
         let routes = &interfaces.by_address;
         let observed = match self.observe(&desired, routes, &mut report).await {
             Ok(observed) => observed,
@@ -205,12 +225,7 @@ impl Dataplane {
                 return report;
             }
         };
-        let needed: BTreeSet<Ipv4Addr> = desired
-            .egress_ips()
-            .into_iter()
-            .chain(desired.floating_ips.iter().copied())
-            .filter_map(ipv4)
-            .collect();
+        let needed = &desired.egress_ips() | &desired.floating_ips;
         for address in &needed {
             if let Err(error) = self.egress.allocate(&mut self.maps, *address) {
                 fail(&mut report, &format!("egress IP {address}"), &error);
@@ -230,7 +245,7 @@ impl Dataplane {
             fail(&mut report, "egress IPs that are not used any more", &error);
         }
         match self.usable().await {
-            Ok(usable) => report.floating_ips = usable.into_iter().map(IpAddr::V4).collect(),
+            Ok(usable) => report.floating_ips = usable,
             Err(error) => fail(&mut report, "floating IPs", &error),
         }
         report
@@ -239,23 +254,35 @@ impl Dataplane {
     /// Where the pods are. What counted until now is in the map, which outlives this process.
     async fn pod_interfaces(&mut self, plan: &NodePlan) -> Result<PodInterfaces, ObserveError> {
         let mut before = BTreeMap::new();
-        for key in self.maps.pods.keys() {
-            let key = key.map_err(map_error("pods"))?;
-            before.insert(key.address(), key.ifindex);
+        for pod in self.maps.pods()? {
+            before.insert(pod.address, pod.ifindex);
         }
         let routes = self.network.host_routes().await?;
         Ok(self.ports.find(plan, routes, &before).await?)
     }
 
-    /// Brings back what others removed: the table, the tunnel device, its rule and route.
-    async fn ensure(&mut self, report: &mut Report) {
-        match Ruleset::new(self.config.mark, self.config.tunnel_port).ensure() {
+    fn ruleset(&self, family: Family) -> Ruleset {
+        Ruleset::new(family, self.config.mark, self.config.tunnel_port)
+    }
+
+    /// Brings back what others removed: the tables, the tunnel device, its rules and routes. Makes what is of IPv6 once a plan
+    /// asks for it.
+    async fn ensure(&mut self, plan: &NodePlan, report: &mut Report) {
+        match self.ruleset(Family::Ipv4).ensure() {
             Ok(made) => report.changes += usize::from(made),
-            Err(error) => fail(report, "table ip egressnat", &error),
+            Err(error) => fail(report, Ruleset::name(Family::Ipv4), &error),
         }
+        self.ensure_ipv6_table(plan, report);
         match self.network.ensure_tunnel(&self.config, &self.uplink).await {
             Ok((index, changes)) => {
                 report.changes += changes;
+                if self.families.contains(&Family::Ipv6) {
+                    let ensured = self.network.ensure_ipv6(&self.config, index).await;
+                    match ensured {
+                        Ok(changes) => report.changes += changes,
+                        Err(error) => fail(report, "the tunnel's way for IPv6", &error),
+                    }
+                }
                 let name = &self.config.tunnel_device;
                 for hook in [Hook::Encap, Hook::Decap] {
                     if changes == 0 && self.programs.is_attached(hook, index) {
@@ -271,7 +298,7 @@ impl Dataplane {
         }
         let followed = self
             .network
-            .follow_mtu(&self.config, &mut self.uplink)
+            .follow_mtu(&self.config, &mut self.uplink, &self.families)
             .await;
         match followed {
             Ok(set) => report.changes += usize::from(set),
@@ -279,82 +306,31 @@ impl Dataplane {
         }
     }
 
-    /// The part of a plan that can be applied now: IPv4, pods that have an interface, ranges without overlap.
-    fn applicable(
-        &self,
-        plan: &NodePlan,
-        interfaces: &PodInterfaces,
-        report: &mut Report,
-    ) -> NodePlan {
-        let is_ipv4 = |address: &IpAddr| address.is_ipv4();
-        let mut later = |object: String| {
-            report.failures.push(Failure {
-                object,
-                message: "IPv6 is not steered yet: nothing was changed for it".to_owned(),
-            });
-        };
-        for address in plan.floating_ips.iter().filter(|address| !is_ipv4(address)) {
-            later(format!("floating IP {address}"));
+    /// The table of IPv6, on nodes that speak it: with it, the family is applied. Nodes that do not speak it carry IPv4 all the
+    /// same.
+    fn ensure_ipv6_table(&mut self, plan: &NodePlan, report: &mut Report) {
+        if !self.families.contains(&Family::Ipv6) && !asks_for(plan, Family::Ipv6) {
+            return;
         }
-        for (address, set) in &plan.pods {
-            if !is_ipv4(address) && *set != PolicySetId::EMPTY {
-                later(format!("pod {address}"));
+        if let Err(reason) = ipv6() {
+            self.families.remove(&Family::Ipv6);
+            report
+                .failures
+                .extend(missed(plan, Family::Ipv6).map(|missed| Failure {
+                    object: Family::Ipv6.to_string(),
+                    message: format!("{reason}; until then, {missed}"),
+                }));
+            return;
+        }
+        match self.ruleset(Family::Ipv6).ensure() {
+            Ok(made) => {
+                report.changes += usize::from(made);
+                self.families.insert(Family::Ipv6);
             }
-        }
-        for range in plan
-            .guard_ranges
-            .iter()
-            .filter(|range| !is_ipv4(&range.addr()))
-        {
-            later(format!("guard range {range}"));
-        }
-        let is_ipv6 = |rule: &MasqueradeMatch| rule.destination.addr().is_ipv6();
-        for rule in plan.masquerade.rules.keys().filter(|rule| is_ipv6(rule)) {
-            later(format!("masquerade rule {rule}"));
-        }
-        let routes = &interfaces.by_address;
-        for (address, text) in &interfaces.contested {
-            report.failures.push(Failure {
-                object: format!("pod {address}"),
-                message: text.clone(),
-            });
-        }
-        let is_contested = |address: &IpAddr| {
-            ipv4(*address).is_some_and(|ip| interfaces.contested.contains_key(&ip))
-        };
-        let is_here = |address: &IpAddr| ipv4(*address).is_some_and(|ip| routes.contains_key(&ip));
-        for (address, set) in &plan.pods {
-            // Without a guard, a pod that nothing selects misses nothing.
-            let matters = *set != PolicySetId::EMPTY || !plan.guard_ranges.is_empty();
-            if is_ipv4(address) && matters && !is_here(address) && !is_contested(address) {
-                report.failures.push(Failure {
-                    object: format!("pod {address}"),
-                    message: "it has no route of its own and is at no bridge yet: until its interface is there, it does \
-                              not reach the destinations of strict policies"
-                        .to_owned(),
-                });
+            Err(error) => {
+                self.families.remove(&Family::Ipv6);
+                fail(report, Ruleset::name(Family::Ipv6), &error);
             }
-        }
-        let decided = |steering: &Steering| !matches!(steering, Steering::Snat(IpAddr::V6(_)));
-        NodePlan {
-            pods: plan
-                .pods
-                .iter()
-                .filter(|(address, _)| is_here(address))
-                .map(|(address, set)| (*address, *set))
-                .collect(),
-            destinations: plan
-                .destinations
-                .iter()
-                .filter(|((_, prefix), steering)| prefix.addr().is_ipv4() && decided(steering))
-                .map(|(key, steering)| (*key, *steering))
-                .collect(),
-            floating_ips: plan.floating_ips.iter().copied().filter(is_ipv4).collect(),
-            peers: plan.peers.iter().copied().filter(is_ipv4).collect(),
-            pod_ranges: without_overlap(&plan.pod_ranges),
-            internal_ranges: without_overlap(&plan.internal_ranges),
-            guard_ranges: without_overlap(&plan.guard_ranges),
-            masquerade: ipv4_rules(&plan.masquerade),
         }
     }
 
@@ -366,7 +342,7 @@ impl Dataplane {
         interfaces: &PodInterfaces,
         report: &mut Report,
     ) {
-        let interface = |address: &IpAddr| interfaces.by_address.get(&ipv4(*address)?).copied();
+        let interface = |address: &IpAddr| interfaces.by_address.get(address).copied();
         let of_pods = desired.pods.keys().filter_map(interface);
         let wanted: BTreeSet<u32> = of_pods.chain(interfaces.ports.iter().copied()).collect();
         for ifindex in self.steered.clone().difference(&wanted) {
@@ -405,97 +381,88 @@ impl Dataplane {
     async fn observe(
         &mut self,
         desired: &NodePlan,
-        routes: &BTreeMap<Ipv4Addr, u32>,
+        routes: &BTreeMap<IpAddr, u32>,
         report: &mut Report,
     ) -> Result<NodePlan, ObserveError> {
         let mut observed = NodePlan::default();
-        for entry in self.maps.pods.iter().collect::<Vec<_>>() {
-            let (key, set) = entry.map_err(map_error("pods"))?;
-            if routes.get(&key.address()) == Some(&key.ifindex) {
-                observed
-                    .pods
-                    .insert(IpAddr::V4(key.address()), PolicySetId(set));
+        for pod in self.maps.pods()? {
+            if routes.get(&pod.address) == Some(&pod.ifindex) {
+                observed.pods.insert(pod.address, PolicySetId(pod.set));
             } else {
                 // The address is on another interface now, or on none.
-                self.maps.pods.remove(&key).map_err(map_error("pods"))?;
+                self.maps.remove_pod(pod.address, pod.ifindex)?;
                 report.changes += 1;
             }
         }
-        for entry in self.maps.destinations.iter() {
-            let (key, value) = entry.map_err(map_error("destinations"))?;
-            let data = key.data();
-            let length = key.prefix_len().saturating_sub(DestinationKey::SET_BITS) as u8;
-            let Ok(prefix) = Ipv4Net::new(data.address(), length) else {
-                continue;
-            };
+        for (set, prefix, value) in self.maps.destinations()? {
             let steering = match value {
                 FORWARD => Steering::Forward,
                 KEEP => Steering::Keep,
                 DROP => Steering::Drop,
                 index => match self.egress.address(index) {
-                    Some(address) => Steering::Snat(IpAddr::V4(address)),
+                    Some(address) => Steering::Snat(address),
                     None => Steering::Forward,
                 },
             };
-            observed
-                .destinations
-                .insert((PolicySetId(data.set), IpNet::V4(prefix)), steering);
+            let key = (PolicySetId(set), prefix);
+            observed.destinations.insert(key, steering);
         }
-        for entry in self.maps.peers.iter() {
-            let (peer, _) = entry.map_err(map_error("peers"))?;
-            observed.peers.insert(IpAddr::V4(Ipv4Addr::from(peer)));
+        observed.peers = self.maps.peers()?.into_iter().collect();
+        for family in self.families.iter().copied() {
+            let ranges = |name| Ruleset::ranges(family, name);
+            observed.pod_ranges.extend(ranges(SetName::PodRanges)?);
+            let internal = ranges(SetName::InternalRanges)?;
+            observed.internal_ranges.extend(internal);
+            observed.guard_ranges.extend(ranges(SetName::GuardRanges)?);
+            let masquerade = Ruleset::masquerade(family)?.rules;
+            observed.masquerade.rules.extend(masquerade);
         }
-        let ranges = |name| -> Result<BTreeSet<IpNet>, NftError> {
-            let ranges = Ruleset::ranges(name)?.into_iter();
-            Ok(ranges.map(IpNet::V4).collect())
-        };
-        observed.pod_ranges = ranges(SetName::PodRanges)?;
-        observed.internal_ranges = ranges(SetName::InternalRanges)?;
-        observed.guard_ranges = ranges(SetName::GuardRanges)?;
-        observed.masquerade = Ruleset::masquerade()?;
         let (addresses, translated) = self.held().await?;
         // Half of a floating IP is none, when it is wanted, and one, when it is not.
         let whole = addresses.intersection(&translated);
         let unwanted = addresses
             .union(&translated)
-            .filter(|a| !desired.floating_ips.contains(&IpAddr::V4(**a)));
-        observed.floating_ips = whole.chain(unwanted).copied().map(IpAddr::V4).collect();
+            .filter(|address| !desired.floating_ips.contains(address));
+        observed.floating_ips = whole.chain(unwanted).copied().collect();
         Ok(observed)
     }
 
     /// The floating IPs that are in use: on the uplink, translated to, and before their deadline if they have one.
-    async fn usable(&self) -> Result<BTreeSet<Ipv4Addr>, ObserveError> {
+    async fn usable(&self) -> Result<BTreeSet<IpAddr>, ObserveError> {
         let (addresses, translated) = self.held().await?;
-        let expired = Fence::expired()?;
-        let mut usable: BTreeSet<Ipv4Addr> = &addresses & &translated;
-        usable.retain(|address| !expired.contains(address));
+        let mut usable = &addresses & &translated;
+        for family in &self.families {
+            let expired = Fence::expired(*family)?;
+            usable.retain(|address| !expired.contains(address));
+        }
         Ok(usable)
     }
 
     /// The floating IPs that are on the uplink, and those that are translated to.
-    async fn held(&self) -> Result<(BTreeSet<Ipv4Addr>, BTreeSet<Ipv4Addr>), ObserveError> {
-        let addresses = self
-            .network
-            .floating_ips(self.uplink.index)
-            .await?
-            .into_iter()
-            .collect();
+    async fn held(&self) -> Result<(BTreeSet<IpAddr>, BTreeSet<IpAddr>), ObserveError> {
+        let addresses = self.network.floating_ips(self.uplink.index).await?;
+        let has_family = |address: &IpAddr| self.families.contains(&Family::of(*address));
+        let addresses = addresses.into_iter().filter(has_family).collect();
         Ok((addresses, self.translated()?))
     }
 
     /// The floating IPs that everything is in place for but the address itself: an agent may have been killed in between.
-    fn translated(&self) -> Result<BTreeSet<Ipv4Addr>, ObserveError> {
-        let guarded = Ruleset::addresses(SetName::FloatingIps)?;
-        let mapped = Ruleset::mappings(SetName::EgressIps)?;
-        let is_whole = |(mark, address): &(u32, Ipv4Addr)| {
-            let vni = EgressId::of(IpAddr::V4(*address)).vni();
-            let index = self.maps.vnis.get(&vni, 0).ok();
-            self.egress.mark(*address) == Some(*mark)
-                && index == self.egress.index(*address)
-                && guarded.contains(address)
-        };
-        let whole = mapped.into_iter().filter(is_whole);
-        Ok(whole.map(|(_, address)| address).collect())
+    fn translated(&self) -> Result<BTreeSet<IpAddr>, ObserveError> {
+        let mut translated = BTreeSet::new();
+        for family in self.families.iter().copied() {
+            let guarded = Ruleset::addresses(family, SetName::FloatingIps)?;
+            let mapped = Ruleset::mappings(family, SetName::EgressIps)?;
+            let is_whole = |(mark, address): &(u32, IpAddr)| {
+                let vni = EgressId::of(*address).vni();
+                let index = self.maps.vnis.get(&vni, 0).ok();
+                self.egress.mark(*address) == Some(*mark)
+                    && index == self.egress.index(*address)
+                    && guarded.contains(address)
+            };
+            let whole = mapped.into_iter().filter(is_whole);
+            translated.extend(whole.map(|(_, address)| address));
+        }
+        Ok(translated)
     }
 }
 
@@ -505,7 +472,7 @@ pub(crate) enum ObserveError {
     #[error(transparent)]
     Conntrack(#[from] ConntrackError),
     #[error("floating IP {0} is not translated to here yet, and is not announced before")]
-    NotTranslated(Ipv4Addr),
+    NotTranslated(IpAddr),
     #[error(transparent)]
     Network(#[from] NetworkError),
     #[error(transparent)]
@@ -516,10 +483,6 @@ pub(crate) enum ObserveError {
         "egress IP {0} has no index on this node: at most as many are possible as the mark mask has room for"
     )]
     NoEgressIndex(IpAddr),
-}
-
-pub(crate) fn map_error(name: &'static str) -> impl FnOnce(aya::maps::MapError) -> ProgramsError {
-    move |source| ProgramsError::Map { name, source }
 }
 
 /// Notes a failure with everything that led to it.
@@ -540,43 +503,4 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
         source = error.source();
     }
     text
-}
-
-pub(crate) fn ipv4(address: IpAddr) -> Option<Ipv4Addr> {
-    match address {
-        IpAddr::V4(address) => Some(address),
-        IpAddr::V6(_) => None,
-    }
-}
-
-/// The rules that IPv4 packets can match.
-fn ipv4_rules(rules: &MasqueradeRules) -> MasqueradeRules {
-    let ipv4 = rules.rules.iter().filter_map(|(rule, action)| {
-        let is_ipv4 = |range: &IpNet| range.addr().is_ipv4();
-        let rule = MasqueradeMatch {
-            destination: rule.destination.trunc(),
-            source: rule.source.map(|range| range.trunc()),
-            ..*rule
-        };
-        (is_ipv4(&rule.destination) && rule.source.as_ref().is_none_or(is_ipv4))
-            .then_some((rule, *action))
-    });
-    MasqueradeRules {
-        rules: ipv4.collect(),
-    }
-}
-
-/// The IPv4 ranges, merged: an interval set takes no overlap.
-fn without_overlap(ranges: &BTreeSet<IpNet>) -> BTreeSet<IpNet> {
-    let ipv4: Vec<Ipv4Net> = ranges
-        .iter()
-        .filter_map(|range| match range {
-            IpNet::V4(range) => Some(range.trunc()),
-            IpNet::V6(_) => None,
-        })
-        .collect();
-    Ipv4Net::aggregate(&ipv4)
-        .into_iter()
-        .map(IpNet::V4)
-        .collect()
 }

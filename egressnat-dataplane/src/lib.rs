@@ -35,8 +35,8 @@
 //! # Requirements
 //!
 //! Linux 6.6 (TCX), nf_tables, vxlan; CAP_NET_ADMIN, CAP_NET_RAW, CAP_BPF; a mounted bpffs; libnftnl and libmnl. The
-//! eBPF object is part of the crate: nobody needs clang to use it. IPv4 only for now; what is IPv6 in a plan is reported
-//! and left alone.
+//! eBPF object is part of the crate: nobody needs clang to use it. IPv6 is used once a plan has something of it; on a node
+//! without it, the rest of the plan is applied and the report says what is missed.
 #![deny(missing_docs)]
 
 mod announce;
@@ -45,6 +45,7 @@ mod config;
 mod conntrack;
 mod dataplane;
 mod egress;
+mod family;
 mod handover;
 mod maps;
 mod mark;

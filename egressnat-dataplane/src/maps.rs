@@ -1,8 +1,13 @@
 //! The maps of the eBPF programs, as Rust sees them.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use aya::Pod;
+use aya::maps::lpm_trie::{Key, LpmTrie};
+use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
+use ipnet::IpNet;
+
+use crate::programs::{Counters, ProgramsError};
 
 /// Value of a destination that is left to normal forwarding.
 pub(crate) const FORWARD: u32 = 0;
@@ -15,89 +20,362 @@ pub(crate) const FIRST_EGRESS: u32 = 2;
 /// As in the C source.
 pub(crate) const MAX_EGRESS: u32 = 1024;
 
-/// Key of `pods`: an address counts on its own interface only.
-#[repr(C)]
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct PodKey {
-    /// In network byte order.
-    address: [u8; 4],
-    pub(crate) ifindex: u32,
+/// The maps that the agent writes. One set of methods for both families: an address tells its own.
+pub(crate) struct Maps {
+    ipv4: AddressMaps<[u8; 4]>,
+    ipv6: AddressMaps<[u8; 16]>,
+    /// By VNI. No two egress IPs have the same, of whatever family.
+    pub(crate) vnis: HashMap<MapData, u32, u32>,
+    /// By address in host byte order, as the tunnel key has it.
+    peers: HashMap<MapData, u32, u32>,
+    peers6: HashMap<MapData, [u8; 16], u32>,
+    counters: PerCpuArray<MapData, u64>,
 }
 
-impl PodKey {
-    pub(crate) fn new(address: Ipv4Addr, ifindex: u32) -> Self {
-        Self {
-            address: address.octets(),
-            ifindex,
+/// A pod's address on its interface, and its policy set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct PodEntry {
+    pub(crate) address: IpAddr,
+    pub(crate) ifindex: u32,
+    pub(crate) set: u32,
+}
+
+/// An egress IP in its slot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct EgressEntry {
+    pub(crate) index: u32,
+    pub(crate) address: IpAddr,
+    pub(crate) vni: u32,
+    pub(crate) is_local: bool,
+}
+
+/// Calls a method of the maps of an address's family.
+macro_rules! of_family {
+    ($maps:expr, $address:expr, |$family:ident, $octets:ident| $call:expr) => {
+        match $address {
+            IpAddr::V4(address) => {
+                let ($family, $octets) = (&mut $maps.ipv4, address.octets());
+                $call
+            }
+            IpAddr::V6(address) => {
+                let ($family, $octets) = (&mut $maps.ipv6, address.octets());
+                $call
+            }
         }
+    };
+}
+
+impl Maps {
+    /// Takes the maps of a loaded object, which `take` gives by name.
+    pub(crate) fn open(mut take: impl FnMut(&'static str) -> Map) -> Result<Self, ProgramsError> {
+        Ok(Self {
+            ipv4: AddressMaps::open(&mut take)?,
+            ipv6: AddressMaps::open(&mut take)?,
+            vnis: take("vnis").try_into().map_err(map_error("vnis"))?,
+            peers: take("peers").try_into().map_err(map_error("peers"))?,
+            peers6: take("peers6").try_into().map_err(map_error("peers6"))?,
+            counters: take("counters").try_into().map_err(map_error("counters"))?,
+        })
     }
 
-    pub(crate) fn address(&self) -> Ipv4Addr {
-        Ipv4Addr::from(self.address)
+    /// All pods.
+    pub(crate) fn pods(&self) -> Result<Vec<PodEntry>, ProgramsError> {
+        Ok([self.ipv4.pods()?, self.ipv6.pods()?].concat())
+    }
+
+    /// Sets the policy set of a pod.
+    pub(crate) fn set_pod(&mut self, pod: PodEntry) -> Result<(), ProgramsError> {
+        of_family!(self, pod.address, |maps, octets| maps
+            .set_pod(PodKey::new(octets, pod.ifindex), pod.set))
+    }
+
+    /// Removes a pod.
+    pub(crate) fn remove_pod(
+        &mut self,
+        address: IpAddr,
+        ifindex: u32,
+    ) -> Result<(), ProgramsError> {
+        of_family!(self, address, |maps, octets| maps
+            .remove_pod(PodKey::new(octets, ifindex)))
+    }
+
+    /// All destinations: policy set, prefix, value.
+    pub(crate) fn destinations(&self) -> Result<Vec<(u32, IpNet, u32)>, ProgramsError> {
+        Ok([self.ipv4.destinations()?, self.ipv6.destinations()?].concat())
+    }
+
+    /// Sets the value of a destination of a policy set.
+    pub(crate) fn set_destination(
+        &mut self,
+        set: u32,
+        prefix: IpNet,
+        value: u32,
+    ) -> Result<(), ProgramsError> {
+        of_family!(self, prefix.network(), |maps, octets| maps
+            .set_destination(destination_key(set, octets, prefix), value))
+    }
+
+    /// Removes a destination of a policy set.
+    pub(crate) fn remove_destination(
+        &mut self,
+        set: u32,
+        prefix: IpNet,
+    ) -> Result<(), ProgramsError> {
+        of_family!(self, prefix.network(), |maps, octets| maps
+            .remove_destination(destination_key(set, octets, prefix)))
+    }
+
+    /// The egress IPs that have a slot.
+    pub(crate) fn egress_ips(&self) -> Result<Vec<EgressEntry>, ProgramsError> {
+        Ok([self.ipv4.egress_ips()?, self.ipv6.egress_ips()?].concat())
+    }
+
+    /// Writes the slot of an egress IP.
+    pub(crate) fn set_egress(&mut self, egress: EgressEntry) -> Result<(), ProgramsError> {
+        let (vni, local) = (egress.vni, u32::from(egress.is_local));
+        of_family!(self, egress.address, |maps, address| maps.set_egress(
+            egress.index,
+            Egress {
+                address,
+                vni,
+                local
+            }
+        ))
+    }
+
+    /// Frees the slot of an egress IP.
+    pub(crate) fn free_egress(&mut self, egress: EgressEntry) -> Result<(), ProgramsError> {
+        of_family!(self, egress.address, |maps, octets| {
+            let address = octets.map(|_| 0);
+            maps.set_egress(
+                egress.index,
+                Egress {
+                    address,
+                    vni: 0,
+                    local: 0,
+                },
+            )
+        })
+    }
+
+    /// The nodes that steered packets are accepted from.
+    pub(crate) fn peers(&self) -> Result<Vec<IpAddr>, ProgramsError> {
+        let ipv4 = self.peers.keys().map(|key| {
+            key.map(|address| IpAddr::from(address.to_be_bytes()))
+                .map_err(map_error("peers"))
+        });
+        let ipv6 = self.peers6.keys();
+        let ipv6 = ipv6.map(|key| key.map(IpAddr::from).map_err(map_error("peers6")));
+        ipv4.chain(ipv6).collect()
+    }
+
+    /// Accepts steered packets from a node.
+    pub(crate) fn add_peer(&mut self, peer: IpAddr) -> Result<(), ProgramsError> {
+        match peer {
+            IpAddr::V4(peer) => self.peers.insert(u32::from(peer), 1, 0),
+            IpAddr::V6(peer) => self.peers6.insert(peer.octets(), 1, 0),
+        }
+        .map_err(map_error("peers"))
+    }
+
+    /// Accepts no steered packets from a node.
+    pub(crate) fn remove_peer(&mut self, peer: IpAddr) -> Result<(), ProgramsError> {
+        match peer {
+            IpAddr::V4(peer) => self.peers.remove(&u32::from(peer)),
+            IpAddr::V6(peer) => self.peers6.remove(&peer.octets()),
+        }
+        .map_err(map_error("peers"))
+    }
+
+    /// Adds up the counters of all CPUs, in the order of `enum counter` in the C source.
+    pub(crate) fn counters(&self) -> Result<Counters, ProgramsError> {
+        let read = |index: u32| match self.counters.get(&index, 0) {
+            Ok(values) => Ok(values.iter().sum()),
+            Err(source) => Err(map_error("counters")(source)),
+        };
+        Ok(Counters {
+            steered: read(0)?,
+            decapsulated: read(1)?,
+            no_egress: read(2)?,
+            unknown_peer: read(3)?,
+            unknown_egress_id: read(4)?,
+        })
+    }
+}
+
+pub(crate) fn map_error(name: &'static str) -> impl FnOnce(MapError) -> ProgramsError {
+    move |source| ProgramsError::Map { name, source }
+}
+
+/// An address in network byte order, as the maps of its family have it.
+trait Octets: Pod + Into<IpAddr> {
+    /// What the maps of this family are called.
+    const NAMES: Names;
+}
+
+struct Names {
+    pods: &'static str,
+    destinations: &'static str,
+    egress_ips: &'static str,
+}
+
+impl Octets for [u8; 4] {
+    const NAMES: Names = Names {
+        pods: "pods",
+        destinations: "destinations",
+        egress_ips: "egress_ips",
+    };
+}
+
+impl Octets for [u8; 16] {
+    const NAMES: Names = Names {
+        pods: "pods6",
+        destinations: "destinations6",
+        egress_ips: "egress_ips6",
+    };
+}
+
+/// Key of `pods`: an address counts on its own interface only.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct PodKey<A> {
+    address: A,
+    ifindex: u32,
+}
+
+impl<A> PodKey<A> {
+    fn new(address: A, ifindex: u32) -> Self {
+        Self { address, ifindex }
     }
 }
 
 /// Key of `destinations` behind its prefix length.
 #[repr(C)]
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct DestinationKey {
-    pub(crate) set: u32,
-    /// In network byte order.
-    address: [u8; 4],
+#[derive(Clone, Copy)]
+struct DestinationKey<A> {
+    set: u32,
+    address: A,
 }
 
-impl DestinationKey {
-    /// Bits of the key before the address.
-    pub(crate) const SET_BITS: u32 = 32;
+/// Bits of a destination's key before the address.
+const SET_BITS: u32 = 32;
 
-    pub(crate) fn new(set: u32, address: Ipv4Addr) -> Self {
-        Self {
-            set,
-            address: address.octets(),
-        }
-    }
-
-    pub(crate) fn address(&self) -> Ipv4Addr {
-        Ipv4Addr::from(self.address)
-    }
+fn destination_key<A: Octets>(set: u32, address: A, prefix: IpNet) -> Key<DestinationKey<A>> {
+    let bits = SET_BITS + u32::from(prefix.prefix_len());
+    Key::new(bits, DestinationKey { set, address })
 }
 
-/// Value of `egress_ips`.
+/// Value of `egress_ips`: without an address, a free slot.
 #[repr(C)]
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct Egress {
-    /// In network byte order; 0.0.0.0 is a free slot.
-    address: [u8; 4],
+#[derive(Clone, Copy)]
+struct Egress<A> {
+    address: A,
     vni: u32,
     local: u32,
 }
 
-impl Egress {
-    pub(crate) fn new(address: Ipv4Addr, vni: u32, local: bool) -> Self {
-        Self {
-            address: address.octets(),
-            vni,
-            local: u32::from(local),
-        }
-    }
+// SAFETY: plain integers and bytes, `repr(C)`, no padding: an address is of 4 or of 16 bytes.
+unsafe impl<A: Octets> Pod for PodKey<A> {}
+// SAFETY: as above.
+unsafe impl<A: Octets> Pod for DestinationKey<A> {}
+// SAFETY: as above.
+unsafe impl<A: Octets> Pod for Egress<A> {}
 
-    pub(crate) fn address(&self) -> Option<Ipv4Addr> {
-        let address = Ipv4Addr::from(self.address);
-        (!address.is_unspecified()).then_some(address)
-    }
-
-    pub(crate) fn vni(&self) -> u32 {
-        self.vni
-    }
-
-    pub(crate) fn is_local(&self) -> bool {
-        self.local != 0
-    }
+/// The maps of one family.
+struct AddressMaps<A: Octets> {
+    pods: HashMap<MapData, PodKey<A>, u32>,
+    destinations: LpmTrie<MapData, DestinationKey<A>, u32>,
+    egress_ips: Array<MapData, Egress<A>>,
 }
 
-// SAFETY: plain integers and bytes, `repr(C)`, no padding.
-unsafe impl Pod for PodKey {}
-// SAFETY: as above.
-unsafe impl Pod for DestinationKey {}
-// SAFETY: as above.
-unsafe impl Pod for Egress {}
+impl<A: Octets> AddressMaps<A> {
+    fn open(take: &mut impl FnMut(&'static str) -> Map) -> Result<Self, ProgramsError> {
+        let Names {
+            pods,
+            destinations,
+            egress_ips,
+        } = A::NAMES;
+        Ok(Self {
+            pods: take(pods).try_into().map_err(map_error(pods))?,
+            destinations: take(destinations)
+                .try_into()
+                .map_err(map_error(destinations))?,
+            egress_ips: take(egress_ips).try_into().map_err(map_error(egress_ips))?,
+        })
+    }
+
+    fn pods(&self) -> Result<Vec<PodEntry>, ProgramsError> {
+        let entry = |entry: Result<(PodKey<A>, u32), MapError>| {
+            let (key, set) = entry.map_err(map_error(A::NAMES.pods))?;
+            Ok(PodEntry {
+                address: key.address.into(),
+                ifindex: key.ifindex,
+                set,
+            })
+        };
+        self.pods.iter().map(entry).collect()
+    }
+
+    fn set_pod(&mut self, key: PodKey<A>, set: u32) -> Result<(), ProgramsError> {
+        let inserted = self.pods.insert(key, set, 0);
+        inserted.map_err(map_error(A::NAMES.pods))
+    }
+
+    fn remove_pod(&mut self, key: PodKey<A>) -> Result<(), ProgramsError> {
+        let removed = self.pods.remove(&key);
+        removed.map_err(map_error(A::NAMES.pods))
+    }
+
+    fn destinations(&self) -> Result<Vec<(u32, IpNet, u32)>, ProgramsError> {
+        let mut destinations = Vec::new();
+        for entry in self.destinations.iter() {
+            let (key, value) = entry.map_err(map_error(A::NAMES.destinations))?;
+            let DestinationKey { set, address } = key.data();
+            let length = key.prefix_len().saturating_sub(SET_BITS) as u8;
+            let prefix = IpNet::new(address.into(), length);
+            destinations.extend(prefix.map(|prefix| (set, prefix, value)));
+        }
+        Ok(destinations)
+    }
+
+    fn set_destination(
+        &mut self,
+        key: Key<DestinationKey<A>>,
+        value: u32,
+    ) -> Result<(), ProgramsError> {
+        let inserted = self.destinations.insert(&key, value, 0);
+        inserted.map_err(map_error(A::NAMES.destinations))
+    }
+
+    fn remove_destination(&mut self, key: Key<DestinationKey<A>>) -> Result<(), ProgramsError> {
+        let removed = self.destinations.remove(&key);
+        removed.map_err(map_error(A::NAMES.destinations))
+    }
+
+    fn egress_ips(&self) -> Result<Vec<EgressEntry>, ProgramsError> {
+        let mut entries = Vec::new();
+        for index in FIRST_EGRESS..MAX_EGRESS {
+            let egress = self.egress_ips.get(&index, 0);
+            let Egress {
+                address,
+                vni,
+                local,
+            } = egress.map_err(map_error(A::NAMES.egress_ips))?;
+            let address: IpAddr = address.into();
+            if !address.is_unspecified() {
+                entries.push(EgressEntry {
+                    index,
+                    address,
+                    vni,
+                    is_local: local != 0,
+                });
+            }
+        }
+        Ok(entries)
+    }
+
+    fn set_egress(&mut self, index: u32, egress: Egress<A>) -> Result<(), ProgramsError> {
+        let written = self.egress_ips.set(index, egress, 0);
+        written.map_err(map_error(A::NAMES.egress_ips))
+    }
+}

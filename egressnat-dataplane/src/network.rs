@@ -1,41 +1,37 @@
 //! Links, addresses, routes and rules of this namespace, over rtnetlink.
 
+mod floating;
 mod mtu;
 mod neighbor;
+mod sysctl;
+mod tunnel;
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use futures::channel::mpsc::UnboundedReceiver;
 use futures::{StreamExt, TryStreamExt};
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::IpNet;
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::{
     AddressAttribute, AddressMessage, AddressProtocol, AddressScope,
 };
-use netlink_packet_route::link::{InfoData, InfoVxlan, LinkAttribute, LinkInfo, LinkMessage};
+use netlink_packet_route::link::{LinkAttribute, LinkMessage};
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage};
-use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 use rtnetlink::packet_core::NetlinkMessage;
 use rtnetlink::sys::SocketAddr;
-use rtnetlink::{Handle, IpVersion, LinkVxlan, MulticastGroup, RouteMessageBuilder};
+use rtnetlink::{Handle, MulticastGroup, RouteMessageBuilder};
 use thiserror::Error;
 use tokio::task::JoinHandle;
 
 use crate::config::Config;
-use crate::handover;
+use crate::family::Family;
+
+pub(crate) use sysctl::{forwarding, ipv6};
 
 /// `IFA_PROTO` of our addresses: by it we know them again. The kernel names 1 to 3; the others are free to use.
 const ADDRESS_PROTOCOL: u8 = 119;
-
-/// The tunnel device's own address, which never leaves the node: without one, the kernel drops what comes in, whatever
-/// `rp_filter` says.
-const TUNNEL_ADDRESS: Ipv4Addr = Ipv4Addr::new(169, 254, 119, 119);
-
-/// Outer Ethernet, IPv4, UDP and VXLAN headers, less the inner Ethernet header that the MTU does not count.
-const ENCAPSULATION: u32 = 50;
 
 /// A link, address, route or rule could not be read or written.
 #[derive(Debug, Error)]
@@ -71,7 +67,7 @@ pub enum NetworkError {
     )]
     ForeignAddress {
         /// The address.
-        address: Ipv4Addr,
+        address: IpAddr,
         /// The uplink.
         interface: String,
     },
@@ -81,7 +77,7 @@ pub enum NetworkError {
         /// Its path.
         path: String,
         /// The value.
-        value: &'static str,
+        value: String,
         /// What the kernel said.
         #[source]
         source: io::Error,
@@ -138,6 +134,9 @@ impl Network {
             MulticastGroup::Ipv4Ifaddr,
             MulticastGroup::Ipv4Route,
             MulticastGroup::Ipv4Rule,
+            MulticastGroup::Ipv6Ifaddr,
+            MulticastGroup::Ipv6Route,
+            MulticastGroup::Ipv6Rule,
             MulticastGroup::Tc,
         ];
         let (watcher, _, changes) =
@@ -220,9 +219,20 @@ impl Network {
         Ok(uplink)
     }
 
+    /// The interface of the default route: that of IPv4, or of IPv6 where IPv4 has none.
     async fn default_interface(&self) -> Result<String, NetworkError> {
+        for family in Family::ALL {
+            if let Some(index) = self.default_of(family).await? {
+                let name = self.interfaces().await?.remove(&index);
+                return name.ok_or(NetworkError::NoUplink);
+            }
+        }
+        Err(NetworkError::NoUplink)
+    }
+
+    async fn default_of(&self, family: Family) -> Result<Option<u32>, NetworkError> {
         let mut default: Option<(u32, u32)> = None;
-        for route in self.routes().await? {
+        for route in self.routes(family).await? {
             let is_default =
                 route.header.destination_prefix_length == 0 && table_of(&route) == MAIN_TABLE;
             let metric = route
@@ -237,15 +247,16 @@ impl Network {
                 default = Some(default.map_or(candidate, |best| best.min(candidate)));
             }
         }
-        let (_, index) = default.ok_or(NetworkError::NoUplink)?;
-        self.interfaces()
-            .await?
-            .remove(&index)
-            .ok_or(NetworkError::NoUplink)
+        Ok(default.map(|(_, index)| index))
     }
 
-    async fn routes(&self) -> Result<Vec<RouteMessage>, NetworkError> {
-        let all = RouteMessageBuilder::<Ipv4Addr>::new().build();
+    /// The routes of a family: none, where the kernel does not have it.
+    async fn routes(&self, family: Family) -> Result<Vec<RouteMessage>, NetworkError> {
+        let all = match family {
+            Family::Ipv4 => RouteMessageBuilder::<Ipv4Addr>::new().build(),
+            Family::Ipv6 if !sysctl::is_known(family) => return Ok(Vec::new()),
+            Family::Ipv6 => RouteMessageBuilder::<Ipv6Addr>::new().build(),
+        };
         self.handle
             .route()
             .get(all)
@@ -256,21 +267,18 @@ impl Network {
     }
 
     /// The host-side interfaces of pods: for each address with a route of its own in the main table, its interface.
-    pub(crate) async fn host_routes(&self) -> Result<BTreeMap<Ipv4Addr, u32>, NetworkError> {
+    pub(crate) async fn host_routes(&self) -> Result<BTreeMap<IpAddr, u32>, NetworkError> {
         let mut interfaces = BTreeMap::new();
-        for route in self.routes().await? {
-            if route.header.destination_prefix_length != 32 || table_of(&route) != MAIN_TABLE {
-                continue;
-            }
-            let destination = route
-                .attributes
-                .iter()
-                .find_map(|attribute| match attribute {
-                    RouteAttribute::Destination(RouteAddress::Inet(address)) => Some(*address),
-                    _ => None,
-                });
-            if let (Some(address), Some(interface)) = (destination, interface_of(&route)) {
-                interfaces.insert(address, interface);
+        for family in Family::ALL {
+            for route in self.routes(family).await? {
+                let is_host = route.header.destination_prefix_length == family.width();
+                if is_host
+                    && table_of(&route) == MAIN_TABLE
+                    && let Some(address) = destination_of(&route)
+                    && let Some(interface) = interface_of(&route)
+                {
+                    interfaces.insert(address, interface);
+                }
             }
         }
         Ok(interfaces)
@@ -282,214 +290,6 @@ impl Network {
             .try_collect()
             .await
             .map_err(failed("list addresses"))
-    }
-
-    /// The floating IPs that are on an interface.
-    pub(crate) async fn floating_ips(&self, ifindex: u32) -> Result<Vec<Ipv4Addr>, NetworkError> {
-        let ours = self.addresses(ifindex).await?.into_iter().filter(is_ours);
-        Ok(ours
-            .filter_map(|message| match network_of(&message)? {
-                IpNet::V4(network) => Some(network.addr()),
-                IpNet::V6(_) => None,
-            })
-            .collect())
-    }
-
-    /// Puts a floating IP on the uplink, marked as ours. One that somebody else put there is not taken over.
-    pub(crate) async fn add_floating_ip(
-        &self,
-        uplink: &Uplink,
-        address: Ipv4Addr,
-    ) -> Result<(), NetworkError> {
-        if self.floating_ips(uplink.index).await?.contains(&address) {
-            return Ok(());
-        }
-        let mut add = self
-            .handle
-            .address()
-            .add(uplink.index, IpAddr::V4(address), 32);
-        let protocol = AddressAttribute::Protocol(AddressProtocol::from(ADDRESS_PROTOCOL));
-        add.message_mut().attributes.push(protocol);
-        match add.execute().await {
-            Err(rtnetlink::Error::NetlinkError(message)) if message.raw_code() == -libc::EEXIST => {
-                Err(NetworkError::ForeignAddress {
-                    address,
-                    interface: uplink.name.clone(),
-                })
-            }
-            added => added.map_err(failed(format!(
-                "add address {address}/32 to {}",
-                uplink.name
-            ))),
-        }
-    }
-
-    /// Takes a floating IP off an interface.
-    pub(crate) async fn remove_floating_ip(
-        &self,
-        ifindex: u32,
-        address: Ipv4Addr,
-    ) -> Result<(), NetworkError> {
-        for message in self.addresses(ifindex).await?.into_iter().filter(is_ours) {
-            if network_of(&message) == Some(IpNet::V4(Ipv4Net::from(address))) {
-                let removed = self.handle.address().del(message).execute().await;
-                removed.map_err(failed(format!("remove address {address}/32")))?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Makes the tunnel device with its address, rule and route, as far as they are not there. Returns its index and how
-    /// many objects were written.
-    pub(crate) async fn ensure_tunnel(
-        &self,
-        config: &Config,
-        uplink: &Uplink,
-    ) -> Result<(u32, usize), NetworkError> {
-        let name = config.tunnel_device.as_str();
-        let mut changes = 0;
-        let index = match self.link(name).await? {
-            Some(link) if is_tunnel(&link, config.tunnel_port) => link.header.index,
-            Some(_) => return Err(NetworkError::ForeignDevice(name.to_owned())),
-            None => {
-                changes += 1;
-                self.add_tunnel_device(config, uplink).await?
-            }
-        };
-        let own = IpNet::V4(Ipv4Net::from(TUNNEL_ADDRESS));
-        let has_own = self
-            .addresses(index)
-            .await?
-            .iter()
-            .any(|message| network_of(message) == Some(own));
-        if !has_own {
-            let add = self
-                .handle
-                .address()
-                .add(index, IpAddr::V4(TUNNEL_ADDRESS), 32);
-            add.execute()
-                .await
-                .map_err(failed(format!("add address {TUNNEL_ADDRESS}/32 to {name}")))?;
-            changes += 1;
-        }
-        // What comes out of the tunnel has a source that routes elsewhere.
-        changes += set_sysctl(&format!("/proc/sys/net/ipv4/conf/{name}/rp_filter"), "2")?;
-
-        let in_our_table = |route: &RouteMessage| table_of(route) == config.route_table;
-        if !self.routes().await?.iter().any(in_our_table) {
-            let route = RouteMessageBuilder::<Ipv4Addr>::new()
-                .destination_prefix(Ipv4Addr::UNSPECIFIED, 0)
-                .output_interface(index)
-                .scope(netlink_packet_route::route::RouteScope::Link)
-                .table_id(config.route_table)
-                .build();
-            let added = self.handle.route().add(route).execute().await;
-            added.map_err(failed(format!(
-                "add the default route of table {}",
-                config.route_table
-            )))?;
-            changes += 1;
-        }
-        if self.our_rules(config).await?.is_empty() {
-            let mark = config.mark.tunnel();
-            let mut rule = self
-                .handle
-                .rule()
-                .add()
-                .v4()
-                .fw_mark(mark)
-                .table_id(config.route_table)
-                .priority(config.rule_priority)
-                .action(RuleAction::ToTable);
-            rule.message_mut()
-                .attributes
-                .push(RuleAttribute::FwMask(mark));
-            let added = rule.execute().await;
-            added.map_err(failed(format!(
-                "add the ip rule to table {}",
-                config.route_table
-            )))?;
-            changes += 1;
-        }
-        Ok((index, changes))
-    }
-
-    async fn add_tunnel_device(
-        &self,
-        config: &Config,
-        uplink: &Uplink,
-    ) -> Result<u32, NetworkError> {
-        let name = config.tunnel_device.as_str();
-        let message = LinkVxlan::new(name, 0)
-            .collect_metadata(true)
-            .learning(false)
-            .port(config.tunnel_port)
-            .udp_csum(false)
-            .address(tunnel_mac(uplink.mac).to_vec())
-            .mtu(mtu::tunnel_mtu(uplink.mtu))
-            .arp(false)
-            .up()
-            .build();
-        let added = self.handle.link().add(message).execute().await;
-        added.map_err(failed(format!("add VXLAN device {name}")))?;
-        let link = self
-            .link(name)
-            .await?
-            .ok_or_else(|| NetworkError::NoInterface(name.to_owned()))?;
-        Ok(link.header.index)
-    }
-
-    async fn our_rules(&self, config: &Config) -> Result<Vec<RuleMessage>, NetworkError> {
-        let rules: Vec<RuleMessage> = self
-            .handle
-            .rule()
-            .get(IpVersion::V4)
-            .execute()
-            .try_collect()
-            .await
-            .map_err(failed("list ip rules"))?;
-        let is_ours = |rule: &RuleMessage| {
-            rule.attributes
-                .contains(&RuleAttribute::Table(config.route_table))
-        };
-        Ok(rules.into_iter().filter(is_ours).collect())
-    }
-
-    /// Removes rule, route, device and floating IPs. Returns how many objects there were.
-    pub(crate) async fn remove_all(&self, config: &Config) -> Result<usize, NetworkError> {
-        let mut changes = 0;
-        for rule in self.our_rules(config).await? {
-            self.handle
-                .rule()
-                .del(rule)
-                .execute()
-                .await
-                .map_err(failed("remove our ip rule"))?;
-            changes += 1;
-        }
-        for (index, name) in self.interfaces().await? {
-            changes += handover::narrow(&name);
-            for message in self.addresses(index).await?.into_iter().filter(is_ours) {
-                self.handle
-                    .address()
-                    .del(message)
-                    .execute()
-                    .await
-                    .map_err(failed("remove a floating IP"))?;
-                changes += 1;
-            }
-        }
-        // The route goes with its device.
-        if let Some(link) = self
-            .link(&config.tunnel_device)
-            .await?
-            .filter(|link| is_tunnel(link, config.tunnel_port))
-        {
-            let removed = self.handle.link().del(link.header.index).execute().await;
-            removed.map_err(failed(format!("remove {}", config.tunnel_device)))?;
-            changes += 1;
-        }
-        Ok(changes)
     }
 }
 
@@ -504,6 +304,17 @@ fn table_of(route: &RouteMessage) -> u32 {
             _ => None,
         });
     attribute.unwrap_or_else(|| u32::from(route.header.table))
+}
+
+fn destination_of(route: &RouteMessage) -> Option<IpAddr> {
+    route
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            RouteAttribute::Destination(RouteAddress::Inet(address)) => Some((*address).into()),
+            RouteAttribute::Destination(RouteAddress::Inet6(address)) => Some((*address).into()),
+            _ => None,
+        })
 }
 
 fn interface_of(route: &RouteMessage) -> Option<u32> {
@@ -523,23 +334,6 @@ fn link_name(link: &LinkMessage) -> Option<String> {
             LinkAttribute::IfName(name) => Some(name.clone()),
             _ => None,
         })
-}
-
-fn is_tunnel(link: &LinkMessage, tunnel_port: u16) -> bool {
-    let infos = link
-        .attributes
-        .iter()
-        .find_map(|attribute| match attribute {
-            LinkAttribute::LinkInfo(infos) => Some(infos),
-            _ => None,
-        });
-    infos.into_iter().flatten().any(|info| match info {
-        LinkInfo::Data(InfoData::Vxlan(vxlan)) => {
-            vxlan.contains(&InfoVxlan::CollectMetadata(true))
-                && vxlan.contains(&InfoVxlan::Port(tunnel_port))
-        }
-        _ => false,
-    })
 }
 
 fn is_ours(message: &AddressMessage) -> bool {
@@ -569,29 +363,4 @@ pub(crate) fn network_of(message: &AddressMessage) -> Option<IpNet> {
             })
     });
     IpNet::new(address?, message.header.prefix_len).ok()
-}
-
-/// The tunnel device's MAC: one of its own on each node, for a device drops what seems to come from itself. The uplink's,
-/// with the bit for "locally administered" turned over.
-fn tunnel_mac(uplink: [u8; 6]) -> [u8; 6] {
-    let mut mac = uplink;
-    mac[0] = (mac[0] ^ 0x02) & !0x01;
-    mac
-}
-
-/// Whether the host forwards IPv4 packets at all.
-pub(crate) fn is_forwarding() -> bool {
-    fs::read_to_string("/proc/sys/net/ipv4/ip_forward").is_ok_and(|value| value.trim() == "1")
-}
-
-fn set_sysctl(path: &str, value: &'static str) -> Result<usize, NetworkError> {
-    if fs::read_to_string(path).is_ok_and(|now| now.trim() == value) {
-        return Ok(0);
-    }
-    fs::write(path, value).map_err(|source| NetworkError::Sysctl {
-        path: path.to_owned(),
-        value,
-        source,
-    })?;
-    Ok(1)
 }

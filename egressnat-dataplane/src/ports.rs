@@ -8,7 +8,7 @@ mod kernel;
 mod place;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
 use egressnat_core::NodePlan;
 use ipnet::IpNet;
@@ -21,20 +21,20 @@ use place::{Place, Port, place};
 #[derive(Debug, Default)]
 pub(crate) struct PodInterfaces {
     /// The interface of each address that has one.
-    pub(crate) by_address: BTreeMap<Ipv4Addr, u32>,
+    pub(crate) by_address: BTreeMap<IpAddr, u32>,
     /// The ports of the pods' bridges: they get the program before it is known who is there.
     pub(crate) ports: BTreeSet<u32>,
     /// Names of all interfaces.
     pub(crate) names: BTreeMap<u32, String>,
     /// What is wrong with the claims to an address.
-    pub(crate) contested: BTreeMap<Ipv4Addr, String>,
+    pub(crate) contested: BTreeMap<IpAddr, String>,
 }
 
 /// Finds the interfaces of pods.
 pub(crate) struct Ports {
     kernel: Kernel,
     /// Pods whose neighbor entry tells something new: they are nowhere yet, or known by that entry only.
-    watched: BTreeSet<Ipv4Addr>,
+    watched: BTreeSet<IpAddr>,
 }
 
 impl Ports {
@@ -55,8 +55,8 @@ impl Ports {
     pub(crate) async fn find(
         &mut self,
         plan: &NodePlan,
-        routes: BTreeMap<Ipv4Addr, u32>,
-        before: &BTreeMap<Ipv4Addr, u32>,
+        routes: BTreeMap<IpAddr, u32>,
+        before: &BTreeMap<IpAddr, u32>,
     ) -> Result<PodInterfaces, NetworkError> {
         let links = self.kernel.links().await?;
         let mut found = PodInterfaces {
@@ -78,18 +78,15 @@ impl Ports {
         self.kernel.look_into(&mut ports).await;
         found.ports = ports.keys().copied().collect();
 
-        let looked_for = plan.pods.keys().filter_map(|address| match address {
-            IpAddr::V4(address) if !found.by_address.contains_key(address) => Some(*address),
-            _ => None,
-        });
-        let looked_for: Vec<Ipv4Addr> = looked_for.collect();
-        let mut owners: BTreeMap<Ipv4Addr, Vec<u32>> = BTreeMap::new();
+        let is_missing = |address: &&IpAddr| !found.by_address.contains_key(address);
+        let looked_for: Vec<IpAddr> = plan.pods.keys().filter(is_missing).copied().collect();
+        let mut owners: BTreeMap<IpAddr, Vec<u32>> = BTreeMap::new();
         for (ifindex, port) in &ports {
             for address in port.addresses.iter().flatten() {
                 owners.entry(*address).or_default().push(*ifindex);
             }
         }
-        let is_unowned = |address: &&Ipv4Addr| !owners.contains_key(address);
+        let is_unowned = |address: &&IpAddr| !owners.contains_key(address);
         let neighbors = match looked_for.iter().any(|address| is_unowned(&address)) {
             true => self.kernel.neighbors(&ports).await?,
             false => BTreeMap::new(),
@@ -107,7 +104,7 @@ impl Ports {
             };
             found.by_address.extend(at.map(|port| (address, port)));
             found.contested.extend(wrong.map(|text| (address, text)));
-            let is_near = |subnet: &&(IpNet, u32)| subnet.0.contains(&IpAddr::V4(address));
+            let is_near = |subnet: &&(IpNet, u32)| subnet.0.contains(&address);
             if let (None, Some((_, bridge))) = (at, subnets.values().flatten().find(is_near)) {
                 self.kernel.ask_for(address, *bridge).await;
             }

@@ -10,8 +10,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
-use aya::maps::lpm_trie::{Key, LpmTrie};
-use aya::maps::{Array, HashMap, MapData, MapError, PerCpuArray};
+use aya::maps::MapError;
 use aya::programs::links::{FdLink, LinkError, PinnedLink};
 use aya::programs::tc::{SchedClassifierLink, TcAttachOptions};
 use aya::programs::{LinkOrder, ProgramError, SchedClassifier, TcAttachType};
@@ -19,7 +18,7 @@ use aya::{Ebpf, EbpfError, EbpfLoader};
 use thiserror::Error;
 
 use crate::config::Config;
-use crate::maps::{DestinationKey, Egress, PodKey};
+use crate::maps::Maps;
 use attachment::Mechanism;
 
 pub use attachment::Attachment;
@@ -137,16 +136,6 @@ impl Hook {
     }
 }
 
-/// The maps that the agent writes.
-pub(crate) struct Maps {
-    pub(crate) pods: HashMap<MapData, PodKey, u32>,
-    pub(crate) destinations: LpmTrie<MapData, DestinationKey, u32>,
-    pub(crate) egress_ips: Array<MapData, Egress>,
-    pub(crate) vnis: HashMap<MapData, u32, u32>,
-    pub(crate) peers: HashMap<MapData, u32, u32>,
-    pub(crate) counters: PerCpuArray<MapData, u64>,
-}
-
 /// What the eBPF programs counted, in packets.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counters {
@@ -160,26 +149,6 @@ pub struct Counters {
     pub unknown_peer: u64,
     /// Dropped on the gateway node: it does not translate to that egress IP.
     pub unknown_egress_id: u64,
-}
-
-impl Maps {
-    /// Adds up the counters of all CPUs, in the order of `enum counter` in the C source.
-    pub(crate) fn counters(&self) -> Result<Counters, ProgramsError> {
-        let read = |index: u32| match self.counters.get(&index, 0) {
-            Ok(values) => Ok(values.iter().sum()),
-            Err(source) => Err(ProgramsError::Map {
-                name: "counters",
-                source,
-            }),
-        };
-        Ok(Counters {
-            steered: read(0)?,
-            decapsulated: read(1)?,
-            no_egress: read(2)?,
-            unknown_peer: read(3)?,
-            unknown_egress_id: read(4)?,
-        })
-    }
 }
 
 /// The loaded programs, and where their links are pinned.
@@ -206,28 +175,10 @@ impl Programs {
             .override_global("MARK_SHIFT", &config.mark.shift(), true)
             .load(OBJECT)
             .map_err(ProgramsError::Load)?;
-        let mut take = |name: &'static str| {
+        let maps = Maps::open(|name| {
             ebpf.take_map(name)
                 .expect("the object that we ship has this map")
-        };
-        macro_rules! map {
-            ($name:literal) => {
-                take($name)
-                    .try_into()
-                    .map_err(|source| ProgramsError::Map {
-                        name: $name,
-                        source,
-                    })?
-            };
-        }
-        let maps = Maps {
-            pods: map!("pods"),
-            destinations: map!("destinations"),
-            egress_ips: map!("egress_ips"),
-            vnis: map!("vnis"),
-            peers: map!("peers"),
-            counters: map!("counters"),
-        };
+        })?;
         let mut programs = Self {
             ebpf,
             pins,
@@ -514,12 +465,6 @@ fn remove_pin(pin: &Path) -> Result<(), ProgramsError> {
             source,
         }),
     }
-}
-
-/// The key of a destination prefix.
-pub(crate) fn destination_key(set: u32, prefix: ipnet::Ipv4Net) -> Key<DestinationKey> {
-    let bits = DestinationKey::SET_BITS + u32::from(prefix.prefix_len());
-    Key::new(bits, DestinationKey::new(set, prefix.network()))
 }
 
 #[cfg(test)]

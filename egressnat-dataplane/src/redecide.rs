@@ -1,19 +1,19 @@
 //! Running connections after a change: which of them would leave with the wrong address.
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
 use egressnat_core::{Change, Decision, NodePlan, PolicySetId, Steering};
 
 use crate::conntrack::{Connection, ConntrackError, connections, forget};
-use crate::dataplane::ipv4;
+use crate::family::Family;
 
 /// The pods whose connections may be decided otherwise after `changes`. All others' are left alone (E44).
 pub(crate) fn affected_pods(
     changes: &[Change],
     observed: &NodePlan,
     desired: &NodePlan,
-) -> BTreeSet<Ipv4Addr> {
+) -> BTreeSet<IpAddr> {
     let mut pods = BTreeSet::new();
     let mut sets: BTreeSet<PolicySetId> = BTreeSet::new();
     for change in changes {
@@ -21,7 +21,9 @@ pub(crate) fn affected_pods(
             // Nothing was steered before, and nothing is now.
             Change::SetPod(pod, PolicySetId::EMPTY) if !observed.pods.contains_key(pod) => {}
             Change::RemovePod(pod) if observed.pods.get(pod) == Some(&PolicySetId::EMPTY) => {}
-            Change::SetPod(pod, _) | Change::RemovePod(pod) => pods.extend(ipv4(*pod)),
+            Change::SetPod(pod, _) | Change::RemovePod(pod) => {
+                pods.insert(*pod);
+            }
             Change::SetDestination(set, _, _) | Change::RemoveDestination(set, _) => {
                 sets.insert(*set);
             }
@@ -35,25 +37,27 @@ pub(crate) fn affected_pods(
     }
     let of_sets = observed.pods.iter().chain(&desired.pods);
     let of_sets = of_sets.filter(|(_, set)| sets.contains(set));
-    pods.extend(of_sets.filter_map(|(pod, _)| ipv4(*pod)));
+    pods.extend(of_sets.map(|(pod, _)| *pod));
     pods
 }
 
 /// Makes the kernel forget connections of `pods` that were decided otherwise than `plan` does. Returns how many there were.
 pub(crate) fn forget_stale(
-    pods: &BTreeSet<Ipv4Addr>,
+    pods: &BTreeSet<IpAddr>,
     plan: &NodePlan,
 ) -> Result<usize, ConntrackError> {
-    if pods.is_empty() {
-        return Ok(0);
-    }
-    let stale = connections()?
-        .into_iter()
-        .filter(|connection| pods.contains(&connection.source) && is_stale(connection, plan));
     let mut forgotten = 0;
-    for connection in stale {
-        forget(&connection)?;
-        forgotten += 1;
+    for family in Family::ALL {
+        if !pods.iter().any(|pod| Family::of(*pod) == family) {
+            continue;
+        }
+        let connections = connections(family)?.into_iter();
+        for connection in connections
+            .filter(|connection| pods.contains(&connection.source) && is_stale(connection, plan))
+        {
+            forget(&connection)?;
+            forgotten += 1;
+        }
     }
     Ok(forgotten)
 }
@@ -68,18 +72,15 @@ fn is_stale(connection: &Connection, plan: &NodePlan) -> bool {
         ..
     } = connection;
     let is_internal = || {
-        let destination = IpAddr::V4(*destination);
         plan.internal_ranges
             .iter()
-            .any(|range| range.contains(&destination))
+            .any(|range| range.contains(destination))
     };
-    match plan.decide(IpAddr::V4(*source), IpAddr::V4(*destination), *protocol) {
+    match plan.decide(*source, *destination, *protocol) {
         // Who translates inside the cluster is not we.
         Decision::Keep => seen_as != source && !is_internal(),
         // Translated here if we hold the address, else on the gateway node and not here.
-        Decision::Snat(IpAddr::V4(address)) if plan.floating_ips.contains(&IpAddr::V4(address)) => {
-            *seen_as != address
-        }
+        Decision::Snat(address) if plan.floating_ips.contains(&address) => *seen_as != address,
         Decision::Snat(_) => seen_as != source,
         // Steered before; now it would leave with the pod's address. One that was translated goes on as it is.
         Decision::Masquerade => seen_as == source && answered_by == destination,
@@ -222,7 +223,7 @@ mod tests {
             .pods
             .insert("10.10.1.3".parse().unwrap(), PolicySetId(2));
         let affected = |change| affected_pods(&[change], &NodePlan::default(), &desired);
-        let first = BTreeSet::from([Ipv4Addr::new(10, 10, 1, 2)]);
+        let first = BTreeSet::from([IpAddr::from([10, 10, 1, 2])]);
         assert_eq!(affected(Change::AddAddress(floating)), first);
         assert_eq!(
             affected(Change::RemoveDestination(SET, "1.0.0.0/8".parse().unwrap())),
@@ -232,7 +233,7 @@ mod tests {
         let other = "10.10.1.3".parse().unwrap();
         assert_eq!(
             affected(Change::RemovePod(other)),
-            BTreeSet::from([Ipv4Addr::new(10, 10, 1, 3)])
+            BTreeSet::from([IpAddr::from([10, 10, 1, 3])])
         );
         let unselected = Change::SetPod(other, PolicySetId::EMPTY);
         assert_eq!(affected(unselected), BTreeSet::new(), "it was not there");

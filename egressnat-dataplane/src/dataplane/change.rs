@@ -1,25 +1,25 @@
 //! Making single changes.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
 use egressnat_core::gateway::EgressId;
 use egressnat_core::model::{MasqueradeAction, MasqueradeMatch};
 use egressnat_core::{Change, Report, Steering};
 use ipnet::IpNet;
 
-use super::{Dataplane, ObserveError, fail, ipv4, map_error};
+use super::{Dataplane, ObserveError, fail};
 use crate::conntrack::forget_seen_as;
-use crate::maps::{DROP, FORWARD, KEEP, PodKey};
+use crate::family::Family;
+use crate::maps::{DROP, FORWARD, KEEP, PodEntry, map_error};
 use crate::nft::{Elements, Fence, NftError, Ruleset, SetName};
-use crate::programs::destination_key;
 
 impl Dataplane {
     /// Makes all changes, each failure told and the others made all the same.
     pub(super) async fn change(
         &mut self,
         changes: &[Change],
-        routes: &BTreeMap<Ipv4Addr, u32>,
+        routes: &BTreeMap<IpAddr, u32>,
         report: &mut Report,
     ) {
         let mut nft = NftChanges::default();
@@ -39,63 +39,42 @@ impl Dataplane {
     async fn change_one(
         &mut self,
         change: &Change,
-        routes: &BTreeMap<Ipv4Addr, u32>,
+        routes: &BTreeMap<IpAddr, u32>,
     ) -> Result<Written, ObserveError> {
         match *change {
-            Change::AddPeer(IpAddr::V4(peer)) => {
-                self.maps
-                    .peers
-                    .insert(u32::from(peer), 1, 0)
-                    .map_err(map_error("peers"))?;
-            }
-            Change::RemovePeer(IpAddr::V4(peer)) => {
-                self.maps
-                    .peers
-                    .remove(&u32::from(peer))
-                    .map_err(map_error("peers"))?;
-            }
-            Change::SetDestination(set, IpNet::V4(prefix), steering) => {
+            Change::AddPeer(peer) => self.maps.add_peer(peer)?,
+            Change::RemovePeer(peer) => self.maps.remove_peer(peer)?,
+            Change::SetDestination(set, prefix, steering) => {
                 let value = match steering {
                     Steering::Forward => FORWARD,
                     Steering::Keep => KEEP,
                     Steering::Drop => DROP,
-                    Steering::Snat(address) => {
-                        let index = ipv4(address).and_then(|address| self.egress.index(address));
-                        index.ok_or(ObserveError::NoEgressIndex(address))?
-                    }
+                    Steering::Snat(address) => self
+                        .egress
+                        .index(address)
+                        .ok_or(ObserveError::NoEgressIndex(address))?,
                 };
-                let inserted =
-                    self.maps
-                        .destinations
-                        .insert(&destination_key(set.0, prefix), value, 0);
-                inserted.map_err(map_error("destinations"))?;
+                self.maps.set_destination(set.0, prefix, value)?;
             }
-            Change::RemoveDestination(set, IpNet::V4(prefix)) => {
-                let removed = self
-                    .maps
-                    .destinations
-                    .remove(&destination_key(set.0, prefix));
-                removed.map_err(map_error("destinations"))?;
+            Change::RemoveDestination(set, prefix) => {
+                self.maps.remove_destination(set.0, prefix)?;
             }
-            Change::SetPod(IpAddr::V4(address), set) => {
+            Change::SetPod(address, set) => {
                 if let Some(ifindex) = routes.get(&address) {
-                    let inserted = self
-                        .maps
-                        .pods
-                        .insert(PodKey::new(address, *ifindex), set.0, 0);
-                    inserted.map_err(map_error("pods"))?;
+                    self.maps.set_pod(PodEntry {
+                        address,
+                        ifindex: *ifindex,
+                        set: set.0,
+                    })?;
                 }
             }
-            Change::RemovePod(IpAddr::V4(address)) => {
+            Change::RemovePod(address) => {
                 if let Some(ifindex) = routes.get(&address) {
-                    self.maps
-                        .pods
-                        .remove(&PodKey::new(address, *ifindex))
-                        .map_err(map_error("pods"))?;
+                    self.maps.remove_pod(address, *ifindex)?;
                 }
             }
-            Change::AddSnat(IpAddr::V4(address)) => self.add_snat(address)?,
-            Change::AddAddress(IpAddr::V4(address)) => {
+            Change::AddSnat(address) => self.add_snat(address)?,
+            Change::AddAddress(address) => {
                 // What this node knows of the address's flows from an earlier time would take their packets for invalid.
                 if !self.translated()?.contains(&address) {
                     return Err(ObserveError::NotTranslated(address));
@@ -106,7 +85,7 @@ impl Dataplane {
                 self.egress.set_local(&mut self.maps, address, true)?;
                 self.announcer.announce(address);
             }
-            Change::RemoveAddress(IpAddr::V4(address)) => {
+            Change::RemoveAddress(address) => {
                 self.announcer.withdraw(address);
                 self.handover.widen();
                 self.egress.set_local(&mut self.maps, address, false)?;
@@ -117,32 +96,40 @@ impl Dataplane {
                     .remove_floating_ip(self.uplink.index, address)
                     .await?;
             }
-            Change::RemoveSnat(IpAddr::V4(address)) => self.remove_snat(address)?,
-            // Ranges and masquerade rules are made already, and IPv6 is not in what is applied.
-            _ => return Ok(Written::No),
+            Change::RemoveSnat(address) => self.remove_snat(address)?,
+            // Made already, as a whole.
+            Change::AddInternalRange(_)
+            | Change::RemoveInternalRange(_)
+            | Change::AddGuardRange(_)
+            | Change::RemoveGuardRange(_)
+            | Change::AddPodRange(_)
+            | Change::RemovePodRange(_)
+            | Change::SetMasquerade(..)
+            | Change::RemoveMasquerade(_) => return Ok(Written::No),
         }
         Ok(Written::Yes)
     }
 
-    fn add_snat(&mut self, address: Ipv4Addr) -> Result<(), ObserveError> {
-        let no_index = || ObserveError::NoEgressIndex(IpAddr::V4(address));
+    fn add_snat(&mut self, address: IpAddr) -> Result<(), ObserveError> {
+        let family = Family::of(address);
+        let no_index = || ObserveError::NoEgressIndex(address);
         let mark = self.egress.mark(address).ok_or_else(no_index)?;
         let index = self.egress.index(address).ok_or_else(no_index)?;
-        let stale = Elements::of(SetName::EgressIps);
-        let stale = Ruleset::mappings(SetName::EgressIps)?
+        let none = || Elements::of(family, SetName::EgressIps);
+        let stale = Ruleset::mappings(family, SetName::EgressIps)?
             .into_iter()
             .filter(|(other, _)| *other == mark)
-            .fold(stale, |elements, (mark, address)| {
+            .fold(none(), |elements, (mark, address)| {
                 elements.mapping(mark, address)
             });
-        let mapping = Elements::of(SetName::EgressIps).mapping(mark, address);
-        let floating = Elements::of(SetName::FloatingIps).address(address);
+        let mapping = none().mapping(mark, address);
+        let floating = Elements::of(family, SetName::FloatingIps).address(address);
         Ruleset::change(
             &[stale],
             &[mapping, floating],
             &format!("snat to {address}"),
         )?;
-        let vni = EgressId::of(IpAddr::V4(address)).vni();
+        let vni = EgressId::of(address).vni();
         Ok(self
             .maps
             .vnis
@@ -150,21 +137,19 @@ impl Dataplane {
             .map_err(map_error("vnis"))?)
     }
 
-    fn remove_snat(&mut self, address: Ipv4Addr) -> Result<(), ObserveError> {
+    fn remove_snat(&mut self, address: IpAddr) -> Result<(), ObserveError> {
+        let family = Family::of(address);
         // No error when it is not there: the table may have been made anew.
-        let _ = self
-            .maps
-            .vnis
-            .remove(&EgressId::of(IpAddr::V4(address)).vni());
-        let mapping = Ruleset::mappings(SetName::EgressIps)?
+        let _ = self.maps.vnis.remove(&EgressId::of(address).vni());
+        let mapping = Ruleset::mappings(family, SetName::EgressIps)?
             .into_iter()
             .filter(|(_, mapped)| *mapped == address)
             .fold(
-                Elements::of(SetName::EgressIps),
+                Elements::of(family, SetName::EgressIps),
                 |elements, (mark, address)| elements.mapping(mark, address),
             );
-        let mut floating = Elements::of(SetName::FloatingIps);
-        if Ruleset::addresses(SetName::FloatingIps)?.contains(&address) {
+        let mut floating = Elements::of(family, SetName::FloatingIps);
+        if Ruleset::addresses(family, SetName::FloatingIps)?.contains(&address) {
             floating = floating.address(address);
         }
         Ruleset::change(
@@ -223,9 +208,16 @@ impl NftChanges {
             "guard ranges",
             self.guard_ranges.commit(SetName::GuardRanges),
         );
-        let rules = self.masquerade.len() + self.not_masquerade.len();
-        let masquerade = Ruleset::change_masquerade(&self.masquerade, &self.not_masquerade);
-        note("masquerade rules", masquerade.map(|()| rules));
+        for family in Family::ALL {
+            let is_of = |rule: &MasqueradeMatch| Family::of_range(&rule.destination) == family;
+            let mut set = self.masquerade.clone();
+            set.retain(|rule, _| is_of(rule));
+            let mut removed = self.not_masquerade.clone();
+            removed.retain(is_of);
+            let masquerade = Ruleset::change_masquerade(family, &set, &removed);
+            let rules = set.len() + removed.len();
+            note("masquerade rules", masquerade.map(|()| rules));
+        }
         note("pod ranges", self.pod_ranges.commit(SetName::PodRanges));
     }
 }
@@ -242,17 +234,18 @@ impl RangeChange {
         if self.removed.is_empty() && self.added.is_empty() {
             return Ok(0);
         }
+        // A message is about the set of one family; the batch has both.
         let elements = |ranges: &[IpNet]| {
-            ranges
-                .iter()
-                .fold(Elements::of(set), |elements, range| match range {
-                    IpNet::V4(range) => elements.range(*range),
-                    IpNet::V6(_) => elements,
-                })
+            Family::ALL.map(|family| {
+                let ranges = ranges.iter().copied();
+                ranges
+                    .filter(|range| Family::of_range(range) == family)
+                    .fold(Elements::of(family, set), Elements::range)
+            })
         };
         Ruleset::change(
-            &[elements(&self.removed)],
-            &[elements(&self.added)],
+            &elements(&self.removed),
+            &elements(&self.added),
             &format!("ranges of {set:?}"),
         )?;
         Ok(self.removed.len() + self.added.len())

@@ -1,6 +1,6 @@
 //! Neighbors that are known no more.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use netlink_packet_route::neighbour::{NeighbourAttribute, NeighbourMessage};
 use netlink_packet_route::route::RouteType;
@@ -14,13 +14,16 @@ impl Network {
     pub(crate) async fn forget_neighbor(
         &self,
         ifindex: u32,
-        address: Ipv4Addr,
+        address: IpAddr,
     ) -> Result<(), NetworkError> {
         let mut message = NeighbourMessage::default();
-        message.header.family = AddressFamily::Inet;
         message.header.ifindex = ifindex;
         message.header.kind = RouteType::Unicast;
-        let destination = NeighbourAddress::Inet(address);
+        let (family, destination) = match address {
+            IpAddr::V4(address) => (AddressFamily::Inet, NeighbourAddress::Inet(address)),
+            IpAddr::V6(address) => (AddressFamily::Inet6, NeighbourAddress::Inet6(address)),
+        };
+        message.header.family = family;
         message
             .attributes
             .push(NeighbourAttribute::Destination(destination));

@@ -3,11 +3,12 @@
 use std::ffi::{CStr, c_void};
 use std::ptr::NonNull;
 
-use nftnl::{MsgType, NlMsg};
+use nftnl::{MsgType, NlMsg, ProtoFamily};
 use nftnl_sys as sys;
 
 use super::batch::{NftError, header, request};
-use super::ruleset::{FAMILY, TABLE};
+use super::ruleset::TABLE;
+use crate::family::Family;
 use crate::netfilter::ask;
 
 /// The type of counters among the objects of nftables (`NFT_OBJECT_COUNTER` in `linux/netfilter/nf_tables.h`).
@@ -35,12 +36,28 @@ impl Counter {
         }
     }
 
+    /// The counter of one table.
+    pub(super) fn of(self, family: Family) -> FamilyCounter {
+        FamilyCounter {
+            family,
+            counter: self,
+        }
+    }
+}
+
+/// A counter of the table of one family.
+pub(super) struct FamilyCounter {
+    family: Family,
+    counter: Counter,
+}
+
+impl FamilyCounter {
     /// How many packets were counted since the table was made.
-    pub(super) fn packets(self) -> Result<u64, NftError> {
+    pub(super) fn packets(&self) -> Result<u64, NftError> {
         let object = Object::new(self);
         let mut packets = 0;
         for message in ask(&request(
-            FAMILY,
+            self.family.into(),
             libc::NFT_MSG_GETOBJ,
             libc::NLM_F_ACK,
             |header| {
@@ -71,12 +88,13 @@ impl Object {
         Self(NonNull::new(object).expect("allocation of a few hundred bytes"))
     }
 
-    fn new(counter: Counter) -> Self {
+    fn new(FamilyCounter { family, counter }: &FamilyCounter) -> Self {
+        let family = ProtoFamily::from(*family);
         let object = Self::empty();
         let raw = object.0.as_ptr();
         // SAFETY: a fresh object; every setter copies; the userdata buffer is freed after it was copied.
         unsafe {
-            sys::nftnl_obj_set_u32(raw, sys::NFTNL_OBJ_FAMILY as u16, FAMILY as u32);
+            sys::nftnl_obj_set_u32(raw, sys::NFTNL_OBJ_FAMILY as u16, family as u32);
             sys::nftnl_obj_set_str(raw, sys::NFTNL_OBJ_TABLE as u16, TABLE.as_ptr());
             sys::nftnl_obj_set_str(raw, sys::NFTNL_OBJ_NAME as u16, counter.as_cstr().as_ptr());
             sys::nftnl_obj_set_u32(raw, sys::NFTNL_OBJ_TYPE as u16, OBJECT_COUNTER);
@@ -106,16 +124,16 @@ impl Drop for Object {
 }
 
 // SAFETY: writes one message into a buffer that nftnl made large enough for one.
-unsafe impl NlMsg for Counter {
+unsafe impl NlMsg for FamilyCounter {
     unsafe fn write(&self, buffer: *mut c_void, sequence: u32, message: MsgType) {
         let (kind, flags) = match message {
             MsgType::Add => (libc::NFT_MSG_NEWOBJ, libc::NLM_F_CREATE),
             MsgType::Del => (libc::NFT_MSG_DELOBJ, 0),
         };
-        let object = Object::new(*self);
+        let object = Object::new(self);
         // SAFETY: the object outlives the message's making.
         unsafe {
-            let header = header(buffer, FAMILY, kind, flags, sequence);
+            let header = header(buffer, self.family.into(), kind, flags, sequence);
             sys::nftnl_obj_nlmsg_build_payload(header, object.0.as_ptr());
         }
     }

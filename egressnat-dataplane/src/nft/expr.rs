@@ -4,10 +4,11 @@ use std::ffi::{CStr, CString};
 use std::ptr::NonNull;
 
 use nftnl::expr::Expression;
-use nftnl::{Chain, Rule};
+use nftnl::{Chain, ProtoFamily, Rule};
 use nftnl_sys as sys;
 
 use super::counter::{Counter, OBJECT_COUNTER};
+use crate::family::Family;
 
 enum Value {
     U32(u32),
@@ -73,14 +74,32 @@ fn load_payload(base: i32, offset: u32, length: u32) -> Expr {
     )
 }
 
-/// `ip saddr`
-pub(super) fn source() -> Expr {
-    load_payload(libc::NFT_PAYLOAD_NETWORK_HEADER, 12, 4)
+/// `ip saddr`, `ip6 saddr`
+pub(super) fn source(family: Family) -> Expr {
+    let (offset, length) = match family {
+        Family::Ipv4 => (12, 4),
+        Family::Ipv6 => (8, 16),
+    };
+    load_payload(libc::NFT_PAYLOAD_NETWORK_HEADER, offset, length)
 }
 
-/// `ip daddr`
-pub(super) fn destination() -> Expr {
-    load_payload(libc::NFT_PAYLOAD_NETWORK_HEADER, 16, 4)
+/// `ip daddr`, `ip6 daddr`
+pub(super) fn destination(family: Family) -> Expr {
+    let (offset, length) = match family {
+        Family::Ipv4 => (16, 4),
+        Family::Ipv6 => (24, 16),
+    };
+    load_payload(libc::NFT_PAYLOAD_NETWORK_HEADER, offset, length)
+}
+
+/// `icmpv6 type`
+pub(super) fn icmpv6_type() -> Expr {
+    load_payload(libc::NFT_PAYLOAD_TRANSPORT_HEADER, 0, 1)
+}
+
+/// `icmpv6 taddr`: whom a neighbor solicitation is about.
+pub(super) fn neighbor() -> Expr {
+    load_payload(libc::NFT_PAYLOAD_TRANSPORT_HEADER, 8, 16)
 }
 
 /// `arp saddr ip`
@@ -154,19 +173,22 @@ pub(super) fn ct_state() -> Expr {
 
 /// `& mask`, of a number in host byte order.
 pub(super) fn and(mask: u32) -> Expr {
-    and_octets(mask.to_ne_bytes())
+    and_octets(&mask.to_ne_bytes())
 }
 
 /// `& mask`, byte by byte.
-pub(super) fn and_octets(mask: [u8; 4]) -> Expr {
+pub(super) fn and_octets(mask: &[u8]) -> Expr {
     expr(
         c"bitwise",
         vec![
             (sys::NFTNL_EXPR_BITWISE_SREG, Value::U32(REGISTER)),
             (sys::NFTNL_EXPR_BITWISE_DREG, Value::U32(REGISTER)),
-            (sys::NFTNL_EXPR_BITWISE_LEN, Value::U32(4)),
+            (sys::NFTNL_EXPR_BITWISE_LEN, Value::U32(mask.len() as u32)),
             (sys::NFTNL_EXPR_BITWISE_MASK, Value::Data(mask.into())),
-            (sys::NFTNL_EXPR_BITWISE_XOR, Value::Data(vec![0; 4])),
+            (
+                sys::NFTNL_EXPR_BITWISE_XOR,
+                Value::Data(vec![0; mask.len()]),
+            ),
         ],
     )
 }
@@ -220,7 +242,7 @@ pub(super) fn map(set: &CStr) -> Expr {
 }
 
 /// `snat to` the loaded address
-pub(super) fn snat() -> Expr {
+pub(super) fn snat(family: Family) -> Expr {
     expr(
         c"nat",
         vec![
@@ -230,7 +252,7 @@ pub(super) fn snat() -> Expr {
             ),
             (
                 sys::NFTNL_EXPR_NAT_FAMILY,
-                Value::U32(libc::NFPROTO_IPV4 as u32),
+                Value::U32(ProtoFamily::from(family) as u32),
             ),
             (sys::NFTNL_EXPR_NAT_REG_ADDR_MIN, Value::U32(REGISTER)),
         ],

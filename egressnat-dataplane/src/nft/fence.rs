@@ -1,14 +1,15 @@
 //! Deadlines in the kernel: a floating IP that this node may use for a while only (E33).
 //!
 //! A fenced address is one of the set `fenced`, and is usable while it is one of the set `held` too, from which the kernel
-//! takes it by itself. It then answers no ARP, sends nothing and takes nothing, whether its agent runs or not.
+//! takes it by itself. It then answers no ARP or neighbor solicitation, sends nothing and takes nothing, whether its agent
+//! runs or not. For ARP that takes a table of its own; neighbor discovery is IPv6 like all else.
 //!
 //! Not a timeout in the map that `snat` looks up: a flow has its binding for as long as it lasts and does not ask the map
 //! again. So packets are dropped by the address that they leave with, behind all source NAT.
 
 use std::collections::BTreeSet;
 use std::ffi::CStr;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use nftnl::{Batch, Chain, ChainType, Hook, MsgType, ProtoFamily, Table};
@@ -18,6 +19,7 @@ use super::expr::{self, Expr, rule};
 use super::query;
 use super::ruleset::{Named, TABLE, base_chain};
 use super::set::{Change, Elements, SetName};
+use crate::family::Family;
 
 /// Counts up with every change of the table for ARP.
 const COMMENT: &CStr = c"egressnat layout 1: egress NAT gateway, written by egressnat-agent";
@@ -29,27 +31,32 @@ const ARP_OUT: Hook = Hook::In;
 /// Less than a tick of a slow kernel (HZ=100) would be rounded to 0, which is no deadline at all. So that is none left.
 const SHORTEST: Duration = Duration::from_millis(20);
 
-/// The fence: the table for ARP, and two sets of the table ip.
+/// The ICMPv6 type of a neighbor solicitation (RFC 4861, section 4.3).
+const SOLICITATION: u8 = 135;
+
+/// The fence: two sets of the tables ip and ip6 each, and the table for ARP.
 pub(crate) struct Fence;
 
 impl Fence {
     /// Fences an address, and lets it be used for so long from now.
-    pub(crate) fn hold(address: Ipv4Addr, time: Duration) -> Result<(), NftError> {
-        Self::ensure()?;
+    pub(crate) fn hold(address: IpAddr, time: Duration) -> Result<(), NftError> {
+        let family = Family::of(address);
+        let mut tables = vec![ProtoFamily::from(family)];
+        if family == Family::Ipv4 {
+            Self::ensure_arp()?;
+            tables.push(ProtoFamily::Arp);
+        }
         let mut batch = Batch::new();
-        for (fenced, held) in [
-            (SetName::Fenced, SetName::Held),
-            (SetName::ArpFenced, SetName::ArpHeld),
-        ] {
-            Elements::of(fenced)
+        for table in tables {
+            Elements::of(table, SetName::Fenced)
                 .address(address)
                 .add_to(&mut batch, Change::Add);
             // An element that is there keeps its time, whatever comes.
-            Elements::of(held)
+            Elements::of(table, SetName::Held)
                 .address(address)
                 .add_to(&mut batch, Change::RemoveIfThere);
             if time >= SHORTEST {
-                Elements::of(held)
+                Elements::of(table, SetName::Held)
                     .address_for(address, time)
                     .add_to(&mut batch, Change::Add);
             }
@@ -58,15 +65,18 @@ impl Fence {
     }
 
     /// Takes the fence from an address.
-    pub(crate) fn release(address: Ipv4Addr) -> Result<(), NftError> {
-        let mut names = vec![SetName::Held, SetName::Fenced];
-        if query::table_userdata(ProtoFamily::Arp)?.is_some() {
-            names.extend(SetName::ARP);
+    pub(crate) fn release(address: IpAddr) -> Result<(), NftError> {
+        let family = Family::of(address);
+        let mut tables = vec![ProtoFamily::from(family)];
+        if family == Family::Ipv4 && query::table_userdata(ProtoFamily::Arp)?.is_some() {
+            tables.push(ProtoFamily::Arp);
         }
         let mut batch = Batch::new();
-        for name in names {
-            let elements = Elements::of(name).address(address);
-            elements.add_to(&mut batch, Change::RemoveIfThere);
+        for table in tables {
+            for name in [SetName::Held, SetName::Fenced] {
+                let elements = Elements::of(table, name).address(address);
+                elements.add_to(&mut batch, Change::RemoveIfThere);
+            }
         }
         commit(
             &batch.finalize(),
@@ -74,15 +84,15 @@ impl Fence {
         )
     }
 
-    /// The addresses whose deadline has come.
-    pub(crate) fn expired() -> Result<BTreeSet<Ipv4Addr>, NftError> {
-        let fenced = query::addresses(SetName::Fenced)?;
-        let held = query::addresses(SetName::Held)?;
+    /// The addresses of a family whose deadline has come.
+    pub(crate) fn expired(family: Family) -> Result<BTreeSet<IpAddr>, NftError> {
+        let fenced = query::addresses(family, SetName::Fenced)?;
+        let held = query::addresses(family, SetName::Held)?;
         Ok(fenced.difference(&held).copied().collect())
     }
 
     /// Makes the table for ARP, unless it is there.
-    fn ensure() -> Result<(), NftError> {
+    fn ensure_arp() -> Result<(), NftError> {
         let comment = query::comment_userdata(&COMMENT.into());
         if query::table_userdata(ProtoFamily::Arp)?.as_ref() == Some(&comment) {
             return Ok(());
@@ -96,7 +106,7 @@ impl Fence {
         batch.add(&named(&[]), MsgType::Del);
         batch.add(&named(&comment), MsgType::Add);
         for name in SetName::ARP {
-            batch.add(&Elements::of(name), MsgType::Add);
+            batch.add(&Elements::of(ProtoFamily::Arp, name), MsgType::Add);
         }
         let table = Table::new(TABLE, ProtoFamily::Arp);
         for (name, hook, address, comment) in [
@@ -114,11 +124,11 @@ impl Fence {
             ),
         ] {
             let chain = base_chain(name, &table, ChainType::Filter, hook, 0, &mut batch);
-            let exprs = expired(address, SetName::ArpFenced, SetName::ArpHeld);
+            let exprs = expired(address);
             batch.add(&rule(&chain, comment, &exprs), MsgType::Add);
         }
-        for address in query::addresses(SetName::Fenced)? {
-            let elements = Elements::of(SetName::ArpFenced).address(address);
+        for address in query::addresses(Family::Ipv4, SetName::Fenced)? {
+            let elements = Elements::of(ProtoFamily::Arp, SetName::Fenced).address(address);
             elements.add_to(&mut batch, Change::Add);
         }
         commit(&batch.finalize(), "table arp egressnat")
@@ -141,25 +151,38 @@ impl Fence {
     }
 }
 
-/// Drops packets for a fenced address, on their way in.
-pub(super) fn add_inbound(chain: &Chain<'_>, batch: &mut Batch) {
-    let exprs = expired(expr::destination(), SetName::Fenced, SetName::Held);
+/// Drops packets for a fenced address, on their way in, and questions of neighbors who has it.
+pub(super) fn add_inbound(family: Family, chain: &Chain<'_>, batch: &mut Batch) {
+    let exprs = expired(expr::destination(family));
     let comment = c"the deadline of the floating IP has come: nothing comes in";
     batch.add(&rule(chain, comment, &exprs), MsgType::Add);
+    if family == Family::Ipv6 {
+        // Who asks asks a group, about an address. The answer would have the address as its source, as all else that goes out.
+        let mut exprs = vec![
+            expr::protocol(),
+            expr::is(&[libc::IPPROTO_ICMPV6 as u8]),
+            expr::icmpv6_type(),
+            expr::is(&[SOLICITATION]),
+        ];
+        exprs.extend(expired(expr::neighbor()));
+        let comment = c"the deadline of the floating IP has come: nobody asks who has it";
+        batch.add(&rule(chain, comment, &exprs), MsgType::Add);
+    }
 }
 
 /// Drops packets from a fenced address, behind all source NAT: a flow keeps its binding as long as it lasts.
-pub(super) fn add_outbound(chain: &Chain<'_>, batch: &mut Batch) {
-    let exprs = expired(expr::source(), SetName::Fenced, SetName::Held);
+pub(super) fn add_outbound(family: Family, chain: &Chain<'_>, batch: &mut Batch) {
+    let exprs = expired(expr::source(family));
     let comment = c"the deadline of the floating IP has come: nothing goes out";
     batch.add(&rule(chain, comment, &exprs), MsgType::Add);
 }
 
-fn expired(address: Expr, fenced: SetName, held: SetName) -> [Expr; 5] {
+/// Drops what has an address that is fenced and not held.
+fn expired(address: Expr) -> [Expr; 5] {
     [
         address,
-        expr::is_in(fenced.as_cstr()),
-        expr::is_not_in(held.as_cstr()),
+        expr::is_in(SetName::Fenced.as_cstr()),
+        expr::is_not_in(SetName::Held.as_cstr()),
         expr::counter(),
         expr::drop_packet(),
     ]

@@ -14,7 +14,8 @@ use nftnl_sys as sys;
 
 use super::batch::{NftError, commit, request};
 use super::expr::{self, Expr, rule};
-use super::ruleset::{FAMILY, MASQUERADE, TABLE};
+use super::ruleset::{MASQUERADE, TABLE};
+use crate::family::{Family, octets};
 use crate::netfilter::ask;
 
 /// The precedence of a rule: of two that match a packet the greater decides.
@@ -38,23 +39,27 @@ impl Present {
 }
 
 /// The rules in the chain now.
-pub(super) fn read() -> Result<MasqueradeRules, NftError> {
-    let rules = present()?.iter().filter_map(Present::parsed).collect();
+pub(super) fn read(family: Family) -> Result<MasqueradeRules, NftError> {
+    let rules = present(family)?
+        .iter()
+        .filter_map(Present::parsed)
+        .collect();
     Ok(MasqueradeRules { rules })
 }
 
 /// Sets and removes rules in one batch: no packet sees a part of them.
 pub(super) fn change(
+    family: Family,
     set: &BTreeMap<MasqueradeMatch, MasqueradeAction>,
     removed: &[MasqueradeMatch],
 ) -> Result<(), NftError> {
     if set.is_empty() && removed.is_empty() {
         return Ok(());
     }
-    let table = Table::new(TABLE, FAMILY);
+    let table = Table::new(TABLE, family.into());
     let chain = Chain::new(MASQUERADE, &table);
     let mut batch = Batch::new();
-    let present = present()?;
+    let present = present(family)?;
     let goes = |rule: &MasqueradeMatch| set.contains_key(rule) || removed.contains(rule);
     let staying: Vec<(u64, Option<MasqueradeMatch>)> = present
         .iter()
@@ -111,20 +116,19 @@ fn rule_of<'a>(
 
 fn exprs(matched: &MasqueradeMatch, action: MasqueradeAction) -> Vec<Expr> {
     let mut exprs = Vec::new();
-    let mut add_range = |load: Expr, range: &IpNet| {
-        if let IpNet::V4(range) = range
-            && range.prefix_len() > 0
-        {
-            exprs.push(load);
-            if range.prefix_len() < 32 {
-                exprs.push(expr::and_octets(range.netmask().octets()));
+    let mut add_range = |load: fn(Family) -> Expr, range: &IpNet| {
+        let family = Family::of_range(range);
+        if range.prefix_len() > 0 {
+            exprs.push(load(family));
+            if range.prefix_len() < family.width() {
+                exprs.push(expr::and_octets(&octets(range.netmask())));
             }
-            exprs.push(expr::is(&range.network().octets()));
+            exprs.push(expr::is(&octets(range.network())));
         }
     };
-    add_range(expr::destination(), &matched.destination);
+    add_range(expr::destination, &matched.destination);
     if let Some(source) = &matched.source {
-        add_range(expr::source(), source);
+        add_range(expr::source, source);
     }
     if let Some(Protocol(number)) = matched.protocol {
         exprs.extend([expr::protocol(), expr::is(&[number])]);
@@ -171,11 +175,11 @@ fn parse(comment: &str) -> Option<(MasqueradeMatch, MasqueradeAction)> {
 }
 
 /// Everything in the chain, in its order.
-fn present() -> Result<Vec<Present>, NftError> {
-    let table = Table::new(TABLE, FAMILY);
+fn present(family: Family) -> Result<Vec<Present>, NftError> {
+    let table = Table::new(TABLE, family.into());
     let chain = Chain::new(MASQUERADE, &table);
     let answer = ask(&request(
-        FAMILY,
+        family.into(),
         libc::NFT_MSG_GETRULE,
         libc::NLM_F_DUMP,
         |header| {
@@ -235,8 +239,8 @@ fn text_of(userdata: &[u8]) -> String {
 
 /// Whether the rules stand between the two that are always there, the most specific first.
 #[cfg(test)]
-pub(super) fn is_ordered() -> Result<bool, NftError> {
-    let present = present()?;
+pub(super) fn is_ordered(family: Family) -> Result<bool, NftError> {
+    let present = present(family)?;
     let own: Vec<_> = present.iter().map(Present::parsed).collect();
     Ok(match own.as_slice() {
         [None, rules @ .., None] => {

@@ -2,69 +2,90 @@
 
 use std::collections::BTreeSet;
 use std::ffi::{CString, c_void};
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
+use std::ops::Bound;
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Subnets, Ipv6Subnets};
 use nftnl::ProtoFamily;
 use nftnl_sys as sys;
 
 use super::batch::{NftError, request};
 use super::ruleset::TABLE;
 use super::set::{Elements, SetName};
+use crate::family::{Family, from_octets};
 use crate::netfilter::{AskError, ask};
 
 /// One element as the kernel tells it.
 struct Element {
-    key: [u8; 4],
-    data: Option<[u8; 4]>,
+    key: Vec<u8>,
+    data: Option<Vec<u8>>,
     is_end: bool,
 }
 
 /// The addresses of a plain set.
-pub(super) fn addresses(name: SetName) -> Result<BTreeSet<Ipv4Addr>, NftError> {
-    Ok(elements(name)?
-        .into_iter()
-        .map(|element| Ipv4Addr::from(element.key))
+pub(super) fn addresses(
+    family: impl Into<ProtoFamily>,
+    name: SetName,
+) -> Result<BTreeSet<IpAddr>, NftError> {
+    let elements = elements(family.into(), name)?.into_iter();
+    Ok(elements
+        .filter_map(|element| from_octets(&element.key))
         .collect())
 }
 
 /// The mappings of a map: mark and address.
-pub(super) fn mappings(name: SetName) -> Result<BTreeSet<(u32, Ipv4Addr)>, NftError> {
+pub(super) fn mappings(family: Family, name: SetName) -> Result<BTreeSet<(u32, IpAddr)>, NftError> {
     let mapping = |element: Element| {
-        let data = element.data?;
-        Some((u32::from_ne_bytes(element.key), Ipv4Addr::from(data)))
+        let mark = u32::from_ne_bytes(element.key.try_into().ok()?);
+        Some((mark, from_octets(&element.data?)?))
     };
-    Ok(elements(name)?.into_iter().filter_map(mapping).collect())
+    let elements = elements(family.into(), name)?.into_iter();
+    Ok(elements.filter_map(mapping).collect())
 }
 
 /// The ranges of an interval set.
-pub(super) fn ranges(name: SetName) -> Result<BTreeSet<Ipv4Net>, NftError> {
+pub(super) fn ranges(family: Family, name: SetName) -> Result<BTreeSet<IpNet>, NftError> {
     let (mut starts, mut ends) = (BTreeSet::new(), BTreeSet::new());
-    for element in elements(name)? {
+    for element in elements(family.into(), name)? {
         let side = if element.is_end {
             &mut ends
         } else {
             &mut starts
         };
-        side.insert(u64::from(u32::from_be_bytes(element.key)));
+        side.extend(from_octets(&element.key));
     }
     let mut ranges = BTreeSet::new();
     for start in starts {
-        let end = ends.range(start + 1..).next().copied().unwrap_or(1 << 32);
-        let (first, last) = (
-            Ipv4Addr::from(start as u32),
-            Ipv4Addr::from((end - 1) as u32),
-        );
-        ranges.extend(ipnet::Ipv4Subnets::new(first, last, 0));
+        let end = ends
+            .range((Bound::Excluded(start), Bound::Unbounded))
+            .next();
+        match (start, end) {
+            (IpAddr::V4(start), end) => {
+                let last = match end {
+                    Some(IpAddr::V4(end)) => u32::from(*end) - 1,
+                    _ => u32::MAX,
+                };
+                let subnets = Ipv4Subnets::new(start, last.into(), 0);
+                ranges.extend(subnets.map(IpNet::V4));
+            }
+            (IpAddr::V6(start), end) => {
+                let last = match end {
+                    Some(IpAddr::V6(end)) => u128::from(*end) - 1,
+                    _ => u128::MAX,
+                };
+                let subnets = Ipv6Subnets::new(start, last.into(), 0);
+                ranges.extend(subnets.map(IpNet::V6));
+            }
+        }
     }
     Ok(ranges)
 }
 
-fn elements(name: SetName) -> Result<Vec<Element>, NftError> {
-    let set = Elements::of(name);
+fn elements(family: ProtoFamily, name: SetName) -> Result<Vec<Element>, NftError> {
+    let set = Elements::of(family, name);
     let mut elements = Vec::new();
     for message in ask(&request(
-        name.family(),
+        family,
         libc::NFT_MSG_GETSETELEM,
         libc::NLM_F_DUMP,
         |header| {
@@ -93,7 +114,7 @@ unsafe extern "C" fn collect(element: *mut sys::nftnl_set_elem, into: *mut c_voi
             let mut length = 0u32;
             let bytes =
                 sys::nftnl_set_elem_get(element, attribute as u16, &raw mut length).cast::<u8>();
-            (!bytes.is_null() && length == 4).then(|| *bytes.cast::<[u8; 4]>())
+            (!bytes.is_null()).then(|| std::slice::from_raw_parts(bytes, length as usize).to_vec())
         };
         let flags = match sys::nftnl_set_elem_is_set(element, sys::NFTNL_SET_ELEM_FLAGS as u16) {
             true => sys::nftnl_set_elem_get_u32(element, sys::NFTNL_SET_ELEM_FLAGS as u16),
@@ -111,16 +132,21 @@ unsafe extern "C" fn collect(element: *mut sys::nftnl_set_elem, into: *mut c_voi
 }
 
 /// The userdata of our table of a family, if there is one: it names the layout.
-pub(super) fn table_userdata(family: ProtoFamily) -> Result<Option<Vec<u8>>, NftError> {
-    let request = request(family, libc::NFT_MSG_GETTABLE, libc::NLM_F_ACK, |header| {
-        // SAFETY: the request has room for a name; the table is freed after it was copied.
-        unsafe {
-            let table = sys::nftnl_table_alloc();
-            sys::nftnl_table_set_str(table, sys::NFTNL_TABLE_NAME as u16, TABLE.as_ptr());
-            sys::nftnl_table_nlmsg_build_payload(header, table);
-            sys::nftnl_table_free(table);
-        }
-    });
+pub(super) fn table_userdata(family: impl Into<ProtoFamily>) -> Result<Option<Vec<u8>>, NftError> {
+    let request = request(
+        family.into(),
+        libc::NFT_MSG_GETTABLE,
+        libc::NLM_F_ACK,
+        |header| {
+            // SAFETY: the request has room for a name; the table is freed after it was copied.
+            unsafe {
+                let table = sys::nftnl_table_alloc();
+                sys::nftnl_table_set_str(table, sys::NFTNL_TABLE_NAME as u16, TABLE.as_ptr());
+                sys::nftnl_table_nlmsg_build_payload(header, table);
+                sys::nftnl_table_free(table);
+            }
+        },
+    );
     let answer = match ask(&request) {
         Err(AskError::Refused(error)) if error.raw_os_error() == Some(libc::ENOENT) => {
             return Ok(None);

@@ -2,10 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{CStr, CString, c_void};
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use egressnat_core::model::{MasqueradeAction, MasqueradeMatch, MasqueradeRules};
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use nftnl::{Batch, Chain, ChainType, Hook, MsgType, NlMsg, Policy, ProtoFamily, Table};
 use nftnl_sys as sys;
 
@@ -16,11 +16,12 @@ use super::fence;
 use super::masquerade;
 use super::query;
 use super::set::{Change, Elements, SetName};
+use crate::family::Family;
 use crate::mark::MarkMask;
 
-/// The table, family ip.
+/// What our tables are called: one of family ip, one of family ip6 where a plan has something of IPv6, one of family arp
+/// where deadlines are used.
 pub(crate) const TABLE: &CStr = c"egressnat";
-pub(super) const FAMILY: ProtoFamily = ProtoFamily::Ipv4;
 
 /// The chain of what no policy decides. `masquerade` alone is a word of the language of nft, which could not list it.
 pub(super) const MASQUERADE: &CStr = c"masquerade_rules";
@@ -41,16 +42,34 @@ const AFTER_SRCNAT: i32 = 110;
 const CT_INVALID_OR_NEW: u32 = 1 | 8;
 const CT_DIRECTION_REPLY: u8 = 1;
 
-/// The table as it should be: which bits and which port its rules name.
+/// The table of a family as it should be: which bits and which port its rules name.
 #[derive(Debug, Clone)]
 pub(crate) struct Ruleset {
+    family: Family,
     mark: MarkMask,
     tunnel_port: u16,
 }
 
 impl Ruleset {
-    pub(crate) fn new(mark: MarkMask, tunnel_port: u16) -> Self {
-        Self { mark, tunnel_port }
+    pub(crate) fn new(family: Family, mark: MarkMask, tunnel_port: u16) -> Self {
+        Self {
+            family,
+            mark,
+            tunnel_port,
+        }
+    }
+
+    /// What the table of a family is called in nftables' own words.
+    pub(crate) fn name(family: Family) -> &'static str {
+        match family {
+            Family::Ipv4 => "table ip egressnat",
+            Family::Ipv6 => "table ip6 egressnat",
+        }
+    }
+
+    /// Whether there is a table of a family, of whatever layout.
+    pub(crate) fn is_present(family: Family) -> Result<bool, NftError> {
+        Ok(query::table_userdata(family)?.is_some())
     }
 
     fn comment(&self) -> CString {
@@ -64,39 +83,40 @@ impl Ruleset {
     /// Makes the table unless it is there in this very layout. Returns whether it was made.
     pub(crate) fn ensure(&self) -> Result<bool, NftError> {
         let comment = query::comment_userdata(&self.comment());
-        let present = query::table_userdata(FAMILY)?;
+        let present = query::table_userdata(self.family)?;
         if present.as_ref() == Some(&comment) {
             return Ok(false);
         }
         let (kept, rules) = match present {
             Some(userdata) => (
                 self.kept_elements(&userdata),
-                masquerade::read().unwrap_or_default(),
+                masquerade::read(self.family).unwrap_or_default(),
             ),
             None => Default::default(),
         };
         let mut batch = Batch::new();
         // Add before delete: deleting what is not there would fail the batch.
-        batch.add(&named(&[]), MsgType::Add);
-        batch.add(&named(&[]), MsgType::Del);
-        batch.add(&named(&comment), MsgType::Add);
+        let family = self.family;
+        batch.add(&named(family, &[]), MsgType::Add);
+        batch.add(&named(family, &[]), MsgType::Del);
+        batch.add(&named(family, &comment), MsgType::Add);
         for name in SetName::ALL {
-            batch.add(&Elements::of(name), MsgType::Add);
+            batch.add(&Elements::of(family, name), MsgType::Add);
         }
         for counter in Counter::ALL {
-            batch.add(&counter, MsgType::Add);
+            batch.add(&counter.of(family), MsgType::Add);
         }
-        let table = Table::new(TABLE, FAMILY);
+        let table = Table::new(TABLE, family.into());
         self.raw_chains(&table, &mut batch);
         self.prerouting_chain(&table, &mut batch);
         self.guard_chain(&table, &mut batch);
-        masquerade_chain(&table, &rules, &mut batch);
+        self.masquerade_chain(&table, &rules, &mut batch);
         self.postrouting_chain(&table, &mut batch);
         self.last_chain(&table, &mut batch);
         for elements in &kept {
             elements.add_to(&mut batch, Change::Add);
         }
-        commit(&batch.finalize(), "table ip egressnat")?;
+        commit(&batch.finalize(), Self::name(family))?;
         Ok(true)
     }
 
@@ -141,7 +161,7 @@ impl Ruleset {
             MANGLE,
             batch,
         );
-        fence::add_inbound(&chain, batch);
+        fence::add_inbound(self.family, &chain, batch);
         let replies = [
             expr::ct_direction(),
             expr::is(&[CT_DIRECTION_REPLY]),
@@ -152,7 +172,7 @@ impl Ruleset {
         let comment = c"replies of connections that came in from outside are not egress";
         batch.add(&rule(&chain, comment, &replies), MsgType::Add);
         let inbound = [
-            expr::destination(),
+            expr::destination(self.family),
             expr::is_in(SetName::FloatingIps.as_cstr()),
             expr::ct_state(),
             expr::and(CT_INVALID_OR_NEW),
@@ -204,7 +224,7 @@ impl Ruleset {
                 expr::and(ours),
                 expr::map(SetName::EgressIps.as_cstr()),
                 expr::counter(),
-                expr::snat(),
+                expr::snat(self.family),
             ],
         );
         add(
@@ -230,7 +250,7 @@ impl Ruleset {
         add(
             c"pods that are not known yet",
             &[
-                expr::source(),
+                expr::source(self.family),
                 expr::is_in(SetName::PodRanges.as_cstr()),
                 expr::goto(MASQUERADE),
             ],
@@ -259,9 +279,9 @@ impl Ruleset {
             expr::mark(),
             expr::and(self.mark.mask()),
             expr::is(&0u32.to_ne_bytes()),
-            expr::source(),
+            expr::source(self.family),
             expr::is_in(SetName::PodRanges.as_cstr()),
-            expr::destination(),
+            expr::destination(self.family),
             expr::is_in(SetName::GuardRanges.as_cstr()),
             expr::is_not_in(SetName::InternalRanges.as_cstr()),
             expr::named_counter(Counter::Undecided),
@@ -281,7 +301,7 @@ impl Ruleset {
             AFTER_SRCNAT,
             batch,
         );
-        fence::add_outbound(&chain, batch);
+        fence::add_outbound(self.family, &chain, batch);
         let decided_to_forward = [
             expr::mark(),
             expr::and(self.mark.mask()),
@@ -301,7 +321,7 @@ impl Ruleset {
             expr::and(self.mark.mask()),
             expr::is_not(&0u32.to_ne_bytes()),
             expr::is_not(&self.mark.keep().to_ne_bytes()),
-            expr::source(),
+            expr::source(self.family),
             expr::is_in(SetName::InternalRanges.as_cstr()),
             expr::counter(),
             expr::drop_packet(),
@@ -313,6 +333,7 @@ impl Ruleset {
     /// What a table of another layout has in the sets of this one: it goes into the new table in the same batch, so that the
     /// guard holds and translation goes on while the layout changes.
     fn kept_elements(&self, userdata: &[u8]) -> Vec<Elements> {
+        let family = self.family;
         let ranges = [
             SetName::PodRanges,
             SetName::InternalRanges,
@@ -322,38 +343,40 @@ impl Ruleset {
         let mut kept: Vec<Elements> = ranges
             .into_iter()
             .map(|name| {
-                let ranges = query::ranges(name).unwrap_or_default().into_iter();
-                ranges.fold(Elements::of(name), Elements::range)
+                let ranges = query::ranges(family, name).unwrap_or_default();
+                let ranges = ranges.into_iter();
+                ranges.fold(Elements::of(family, name), Elements::range)
             })
             .collect();
         // What is fenced waits for its next deadline: how much time it had left is not read.
         for name in [SetName::FloatingIps, SetName::Fenced] {
-            let addresses = query::addresses(name).unwrap_or_default().into_iter();
-            kept.push(addresses.fold(Elements::of(name), Elements::address));
+            let addresses = query::addresses(family, name).unwrap_or_default();
+            let addresses = addresses.into_iter();
+            kept.push(addresses.fold(Elements::of(family, name), Elements::address));
         }
         // Marks mean the same as long as the mask is the same.
         let mask = format!("mark {},", self.mark);
         if String::from_utf8_lossy(userdata).contains(&mask) {
-            let mapped = query::mappings(SetName::EgressIps).unwrap_or_default();
+            let mapped = query::mappings(family, SetName::EgressIps).unwrap_or_default();
+            let none = Elements::of(family, SetName::EgressIps);
             kept.push(
                 mapped
                     .into_iter()
-                    .fold(Elements::of(SetName::EgressIps), |elements, (mark, ip)| {
-                        elements.mapping(mark, ip)
-                    }),
+                    .fold(none, |elements, (mark, ip)| elements.mapping(mark, ip)),
             );
         }
         kept
     }
 
-    /// Removes the table. Returns whether there was one.
-    pub(crate) fn remove() -> Result<bool, NftError> {
-        if query::table_userdata(FAMILY)?.is_none() {
+    /// Removes the table of a family. Returns whether there was one.
+    pub(crate) fn remove(family: Family) -> Result<bool, NftError> {
+        if !Self::is_present(family)? {
             return Ok(false);
         }
         let mut batch = Batch::new();
-        batch.add(&named(&[]), MsgType::Del);
-        commit(&batch.finalize(), "the removal of table ip egressnat")?;
+        batch.add(&named(family, &[]), MsgType::Del);
+        let what = format!("the removal of {}", Self::name(family));
+        commit(&batch.finalize(), &what)?;
         Ok(true)
     }
 
@@ -373,60 +396,64 @@ impl Ruleset {
         commit(&batch.finalize(), what)
     }
 
-    /// Sets and removes masquerade rules, all in one batch.
+    /// Sets and removes masquerade rules of a family, all in one batch.
     pub(crate) fn change_masquerade(
+        family: Family,
         set: &BTreeMap<MasqueradeMatch, MasqueradeAction>,
         removed: &[MasqueradeMatch],
     ) -> Result<(), NftError> {
-        masquerade::change(set, removed)
+        masquerade::change(family, set, removed)
     }
 
     /// The masquerade rules now.
-    pub(crate) fn masquerade() -> Result<MasqueradeRules, NftError> {
-        masquerade::read()
+    pub(crate) fn masquerade(family: Family) -> Result<MasqueradeRules, NftError> {
+        masquerade::read(family)
     }
 
     /// How many packets a counter has.
-    pub(crate) fn packets(counter: Counter) -> Result<u64, NftError> {
-        counter.packets()
+    pub(crate) fn packets(family: Family, counter: Counter) -> Result<u64, NftError> {
+        counter.of(family).packets()
     }
 
     /// The ranges in an interval set now.
-    pub(crate) fn ranges(name: SetName) -> Result<BTreeSet<Ipv4Net>, NftError> {
-        query::ranges(name)
+    pub(crate) fn ranges(family: Family, name: SetName) -> Result<BTreeSet<IpNet>, NftError> {
+        query::ranges(family, name)
     }
 
     /// The addresses in a set now.
-    pub(crate) fn addresses(name: SetName) -> Result<BTreeSet<Ipv4Addr>, NftError> {
-        query::addresses(name)
+    pub(crate) fn addresses(family: Family, name: SetName) -> Result<BTreeSet<IpAddr>, NftError> {
+        query::addresses(family, name)
     }
 
     /// The mappings in a map now.
-    pub(crate) fn mappings(name: SetName) -> Result<BTreeSet<(u32, Ipv4Addr)>, NftError> {
-        query::mappings(name)
+    pub(crate) fn mappings(
+        family: Family,
+        name: SetName,
+    ) -> Result<BTreeSet<(u32, IpAddr)>, NftError> {
+        query::mappings(family, name)
+    }
+
+    /// What no policy decides: not inside the cluster, then by the masquerade rules, which stand between these two.
+    fn masquerade_chain(&self, table: &Table, rules: &MasqueradeRules, batch: &mut Batch) {
+        let chain = Chain::new(MASQUERADE, table);
+        batch.add(&chain, MsgType::Add);
+        let internal = [
+            expr::destination(self.family),
+            expr::is_in(SetName::InternalRanges.as_cstr()),
+            expr::accept(),
+        ];
+        let comment = c"inside the cluster";
+        batch.add(&rule(&chain, comment, &internal), MsgType::Add);
+        masquerade::add_all(&chain, rules, batch);
+        let comment = c"all else of this node's pods leaves with the node's address";
+        let all_else = [expr::counter(), expr::masquerade()];
+        batch.add(&rule(&chain, comment, &all_else), MsgType::Add);
     }
 }
 
-/// What no policy decides: not inside the cluster, then by the masquerade rules, which stand between these two.
-fn masquerade_chain(table: &Table, rules: &MasqueradeRules, batch: &mut Batch) {
-    let chain = Chain::new(MASQUERADE, table);
-    batch.add(&chain, MsgType::Add);
-    let internal = [
-        expr::destination(),
-        expr::is_in(SetName::InternalRanges.as_cstr()),
-        expr::accept(),
-    ];
-    let comment = c"inside the cluster";
-    batch.add(&rule(&chain, comment, &internal), MsgType::Add);
-    masquerade::add_all(&chain, rules, batch);
-    let comment = c"all else of this node's pods leaves with the node's address";
-    let all_else = [expr::counter(), expr::masquerade()];
-    batch.add(&rule(&chain, comment, &all_else), MsgType::Add);
-}
-
-fn named(userdata: &[u8]) -> Named<'_> {
+fn named(family: Family, userdata: &[u8]) -> Named<'_> {
     Named {
-        family: FAMILY,
+        family: family.into(),
         userdata,
     }
 }

@@ -2,19 +2,21 @@
 
 use std::cell::Cell;
 use std::ffi::{CStr, c_void};
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::ptr::NonNull;
 use std::time::Duration;
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use nftnl::{Batch, MsgType, NlMsg, ProtoFamily};
 use nftnl_sys as sys;
 
 use super::batch::header;
-use super::ruleset::{FAMILY, TABLE};
+use super::ruleset::TABLE;
+use crate::family::octets;
 
 /// Types as nft numbers them (nft's `datatype.h`): what `nft list` prints elements by.
 const TYPE_IPV4_ADDR: u32 = 7;
+const TYPE_IPV6_ADDR: u32 = 8;
 const TYPE_MARK: u32 = 19;
 
 /// Byte order of keys and data, for `nft list` to print numbers the right way round.
@@ -41,14 +43,10 @@ pub(crate) enum SetName {
     Fenced,
     /// Those whose deadline has not come.
     Held,
-    /// As `Fenced`, for ARP.
-    ArpFenced,
-    /// As `Held`, for ARP.
-    ArpHeld,
 }
 
 impl SetName {
-    /// Those of the table ip.
+    /// Those of the tables ip and ip6.
     pub(super) const ALL: [SetName; 7] = [
         SetName::PodRanges,
         SetName::InternalRanges,
@@ -60,14 +58,7 @@ impl SetName {
     ];
 
     /// Those of the table arp.
-    pub(super) const ARP: [SetName; 2] = [SetName::ArpFenced, SetName::ArpHeld];
-
-    pub(super) fn family(self) -> ProtoFamily {
-        match self {
-            SetName::ArpFenced | SetName::ArpHeld => ProtoFamily::Arp,
-            _ => FAMILY,
-        }
-    }
+    pub(super) const ARP: [SetName; 2] = [SetName::Fenced, SetName::Held];
 
     pub(super) fn as_cstr(self) -> &'static CStr {
         match self {
@@ -76,8 +67,8 @@ impl SetName {
             SetName::GuardRanges => c"guard_ranges",
             SetName::FloatingIps => c"floating_ips",
             SetName::EgressIps => c"egress_ips",
-            SetName::Fenced | SetName::ArpFenced => c"fenced",
-            SetName::Held | SetName::ArpHeld => c"held",
+            SetName::Fenced => c"fenced",
+            SetName::Held => c"held",
         }
     }
 
@@ -88,10 +79,8 @@ impl SetName {
             SetName::GuardRanges => c"destinations of strict policies: for decided packets only",
             SetName::FloatingIps => c"floating IPs on this node: no new inbound connections",
             SetName::EgressIps => c"mark to egress IP, for floating IPs on this node",
-            SetName::Fenced | SetName::ArpFenced => {
-                c"floating IPs that are used until a deadline only"
-            }
-            SetName::Held | SetName::ArpHeld => c"fenced floating IPs whose deadline has not come",
+            SetName::Fenced => c"floating IPs that are used until a deadline only",
+            SetName::Held => c"fenced floating IPs whose deadline has not come",
         }
     }
 
@@ -100,8 +89,8 @@ impl SetName {
             SetName::PodRanges | SetName::InternalRanges | SetName::GuardRanges => {
                 libc::NFT_SET_INTERVAL as u32
             }
-            SetName::FloatingIps | SetName::Fenced | SetName::ArpFenced => 0,
-            SetName::Held | SetName::ArpHeld => libc::NFT_SET_TIMEOUT as u32,
+            SetName::FloatingIps | SetName::Fenced => 0,
+            SetName::Held => libc::NFT_SET_TIMEOUT as u32,
             SetName::EgressIps => libc::NFT_SET_MAP as u32,
         }
     }
@@ -114,28 +103,36 @@ pub(crate) struct Elements {
 }
 
 impl Elements {
-    /// No elements yet.
-    pub(crate) fn of(name: SetName) -> Self {
+    /// No elements yet, of a set in our table of a family.
+    pub(crate) fn of(family: impl Into<ProtoFamily>, name: SetName) -> Self {
+        let family = family.into();
         let is_map = name == SetName::EgressIps;
+        let (address_type, address_length) = match family {
+            ProtoFamily::Ipv6 => (TYPE_IPV6_ADDR, 16),
+            _ => (TYPE_IPV4_ADDR, 4),
+        };
+        let (key_type, key_length) = match is_map {
+            true => (TYPE_MARK, 4),
+            false => (address_type, address_length),
+        };
         // SAFETY: a fresh set; every setter copies what it is given; the userdata buffer is freed after it was copied.
         unsafe {
             let set =
                 NonNull::new(sys::nftnl_set_alloc()).expect("allocation of a few hundred bytes");
             let raw = set.as_ptr();
-            sys::nftnl_set_set_u32(raw, sys::NFTNL_SET_FAMILY as u16, name.family() as u32);
+            sys::nftnl_set_set_u32(raw, sys::NFTNL_SET_FAMILY as u16, family as u32);
             sys::nftnl_set_set_str(raw, sys::NFTNL_SET_TABLE as u16, TABLE.as_ptr());
             sys::nftnl_set_set_str(raw, sys::NFTNL_SET_NAME as u16, name.as_cstr().as_ptr());
             sys::nftnl_set_set_u32(raw, sys::NFTNL_SET_ID as u16, name as u32 + 1);
             sys::nftnl_set_set_u32(raw, sys::NFTNL_SET_FLAGS as u16, name.flags());
-            let key = if is_map { TYPE_MARK } else { TYPE_IPV4_ADDR };
-            sys::nftnl_set_set_u32(raw, sys::NFTNL_SET_KEY_TYPE as u16, key);
-            sys::nftnl_set_set_u32(raw, sys::NFTNL_SET_KEY_LEN as u16, 4);
+            sys::nftnl_set_set_u32(raw, sys::NFTNL_SET_KEY_TYPE as u16, key_type);
+            sys::nftnl_set_set_u32(raw, sys::NFTNL_SET_KEY_LEN as u16, key_length);
             let userdata = sys::nftnl_udata_buf_alloc(256);
             let order = if is_map { HOST_ORDER } else { NETWORK_ORDER };
             sys::nftnl_udata_put_u32(userdata, sys::NFTNL_UDATA_SET_KEYBYTEORDER as u8, order);
             if is_map {
-                sys::nftnl_set_set_u32(raw, sys::NFTNL_SET_DATA_TYPE as u16, TYPE_IPV4_ADDR);
-                sys::nftnl_set_set_u32(raw, sys::NFTNL_SET_DATA_LEN as u16, 4);
+                sys::nftnl_set_set_u32(raw, sys::NFTNL_SET_DATA_TYPE as u16, address_type);
+                sys::nftnl_set_set_u32(raw, sys::NFTNL_SET_DATA_LEN as u16, address_length);
                 sys::nftnl_udata_put_u32(
                     userdata,
                     sys::NFTNL_UDATA_SET_DATABYTEORDER as u8,
@@ -154,41 +151,42 @@ impl Elements {
                 sys::nftnl_udata_buf_len(userdata),
             );
             sys::nftnl_udata_buf_free(userdata);
-            Self {
-                set,
-                family: name.family(),
-            }
+            Self { set, family }
         }
     }
 
-    /// An address.
-    pub(crate) fn address(self, address: Ipv4Addr) -> Self {
-        self.element(&address.octets(), 0, None)
+    /// An address of the set's family.
+    pub(crate) fn address(self, address: IpAddr) -> Self {
+        self.element(&octets(address), 0, None)
     }
 
-    /// A range, as its first address and the one after its last.
-    pub(crate) fn range(self, range: Ipv4Net) -> Self {
-        let with_start = self.element(&range.network().octets(), 0, None);
-        match u32::from(range.broadcast()).checked_add(1) {
-            Some(end) => with_start.element(
-                &end.to_be_bytes(),
-                libc::NFT_SET_ELEM_INTERVAL_END as u32,
-                None,
-            ),
-            // A range that reaches 255.255.255.255 is open at the end.
+    /// A range of the set's family, as its first address and the one after its last.
+    pub(crate) fn range(self, range: IpNet) -> Self {
+        let with_start = self.element(&octets(range.network()), 0, None);
+        let end = match range {
+            IpNet::V4(range) => u32::from(range.broadcast())
+                .checked_add(1)
+                .map(|end| end.to_be_bytes().to_vec()),
+            IpNet::V6(range) => u128::from(range.broadcast())
+                .checked_add(1)
+                .map(|end| end.to_be_bytes().to_vec()),
+        };
+        match end {
+            Some(end) => with_start.element(&end, libc::NFT_SET_ELEM_INTERVAL_END as u32, None),
+            // A range that reaches the last address is open at the end.
             None => with_start,
         }
     }
 
     /// A mark and the egress IP it stands for.
-    pub(crate) fn mapping(self, mark: u32, address: Ipv4Addr) -> Self {
-        self.element(&mark.to_ne_bytes(), 0, Some(&address.octets()))
+    pub(crate) fn mapping(self, mark: u32, address: IpAddr) -> Self {
+        self.element(&mark.to_ne_bytes(), 0, Some(&octets(address)))
     }
 
     /// An address that goes by itself after some time.
-    pub(crate) fn address_for(self, address: Ipv4Addr, time: Duration) -> Self {
+    pub(crate) fn address_for(self, address: IpAddr, time: Duration) -> Self {
         let milliseconds = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
-        self.timed_element(&address.octets(), 0, None, Some(milliseconds))
+        self.timed_element(&octets(address), 0, None, Some(milliseconds))
     }
 
     fn element(self, key: &[u8], flags: u32, data: Option<&[u8]>) -> Self {

@@ -1,7 +1,7 @@
 //! What the kernel knows of links, bridges, and the namespaces behind their ports.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
 use futures::channel::mpsc::UnboundedReceiver;
 use futures::{StreamExt, TryStreamExt};
@@ -59,7 +59,7 @@ impl Kernel {
     }
 
     /// Waits for news of the neighbor entry of one of `addresses`; what is told of others is nothing new.
-    pub(super) async fn heard_of(&mut self, addresses: &BTreeSet<Ipv4Addr>) {
+    pub(super) async fn heard_of(&mut self, addresses: &BTreeSet<IpAddr>) {
         while let Some((message, _)) = self.neighbors.next().await {
             // Lost messages are told like this: whatever they were about.
             let is_loss = matches!(message.payload, NetlinkPayload::Overrun(_));
@@ -93,8 +93,7 @@ impl Kernel {
 
     /// The addresses of this namespace with their subnets.
     pub(super) async fn addresses(&self) -> Result<Vec<(u32, IpNet)>, NetworkError> {
-        let mut get = self.handle.address().get();
-        get.message_mut().header.family = AddressFamily::Inet;
+        let get = self.handle.address().get();
         let messages = get.execute().map_ok(|message| {
             let network = network_of(&message)?;
             Some((message.header.index, network))
@@ -116,10 +115,9 @@ impl Kernel {
         }
     }
 
-    async fn addresses_behind(&self, peer: Peer) -> Result<BTreeSet<Ipv4Addr>, rtnetlink::Error> {
+    async fn addresses_behind(&self, peer: Peer) -> Result<BTreeSet<IpAddr>, rtnetlink::Error> {
         let mut get = self.handle.address().get();
         let message = get.message_mut();
-        message.header.family = AddressFamily::Inet;
         message.header.index = peer.ifindex;
         let namespace = AddressAttribute::TargetNetNsId(peer.namespace);
         message.attributes.push(namespace);
@@ -128,10 +126,8 @@ impl Kernel {
             .iter()
             .filter(|message| message.header.index == peer.ifindex);
         Ok(on_peer
-            .filter_map(|message| match network_of(message)? {
-                IpNet::V4(network) => Some(network.addr()),
-                IpNet::V6(_) => None,
-            })
+            .filter_map(|message| Some(network_of(message)?.addr()))
+            .filter(|address| !is_of_link(address))
             .collect())
     }
 
@@ -139,7 +135,7 @@ impl Kernel {
     pub(super) async fn neighbors(
         &self,
         ports: &BTreeMap<u32, Port>,
-    ) -> Result<BTreeMap<Ipv4Addr, u32>, NetworkError> {
+    ) -> Result<BTreeMap<IpAddr, u32>, NetworkError> {
         let get = self.handle.neighbours().get();
         let learned = get.set_address_family(AddressFamily::Bridge).execute();
         let learned: Vec<NeighbourMessage> = learned
@@ -156,8 +152,7 @@ impl Kernel {
                 port_of.insert((port.bridge, mac), message.header.ifindex);
             }
         }
-        let get = self.handle.neighbours().get();
-        let entries = get.set_address_family(AddressFamily::Inet).execute();
+        let entries = self.handle.neighbours().get().execute();
         let entries: Vec<NeighbourMessage> = entries
             .try_collect()
             .await
@@ -171,8 +166,8 @@ impl Kernel {
     }
 
     /// Has the kernel ask who has an address, so that a bridge learns where it is.
-    pub(super) async fn ask_for(&self, address: Ipv4Addr, bridge: u32) {
-        let add = self.handle.neighbours().add(bridge, IpAddr::V4(address));
+    pub(super) async fn ask_for(&self, address: IpAddr, bridge: u32) {
+        let add = self.handle.neighbours().add(bridge, address);
         let ask = add.state(NeighbourState::None).flags(NeighbourFlags::Use);
         if let Err(error) = ask.replace().execute().await {
             tracing::debug!(%address, %error, "the kernel does not ask who has the address");
@@ -209,13 +204,26 @@ fn take_link(links: &mut Links, link: &LinkMessage) {
     }
 }
 
+/// Every interface has such an address by itself: it tells nothing about who is there.
+fn is_of_link(address: &IpAddr) -> bool {
+    match address {
+        IpAddr::V4(_) => false,
+        IpAddr::V6(address) => address.is_unicast_link_local(),
+    }
+}
+
 /// The address of a neighbor entry, and its link-layer address if that is known.
-fn entry(message: &NeighbourMessage) -> Option<(Ipv4Addr, Option<&[u8]>)> {
+fn entry(message: &NeighbourMessage) -> Option<(IpAddr, Option<&[u8]>)> {
     let address = message
         .attributes
         .iter()
         .find_map(|attribute| match attribute {
-            NeighbourAttribute::Destination(NeighbourAddress::Inet(address)) => Some(*address),
+            NeighbourAttribute::Destination(NeighbourAddress::Inet(address)) => {
+                Some(IpAddr::V4(*address))
+            }
+            NeighbourAttribute::Destination(NeighbourAddress::Inet6(address)) => {
+                Some(IpAddr::V6(*address))
+            }
             _ => None,
         });
     let is_known = message.header.state != NeighbourState::Failed;

@@ -1,7 +1,7 @@
 //! Who may claim an address at a bridge.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 /// A port of a bridge.
 #[derive(Debug, Clone)]
@@ -11,7 +11,7 @@ pub(super) struct Port {
     /// The interface at its other end, in another namespace.
     pub(super) peer: Option<Peer>,
     /// The addresses of that interface; none if it cannot be looked at.
-    pub(super) addresses: Option<BTreeSet<Ipv4Addr>>,
+    pub(super) addresses: Option<BTreeSet<IpAddr>>,
 }
 
 /// The other end of a veth pair.

@@ -1,12 +1,13 @@
 //! What `steer` does to a packet, run by the kernel without an interface. Needs root.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::process::Command;
 
 use aya::{TestRun, TestRunOptions};
 
 use super::*;
-use crate::maps::{DROP, FORWARD, KEEP};
+use crate::family::octets;
+use crate::maps::{DROP, EgressEntry, FORWARD, KEEP, PodEntry};
 use crate::mark::MarkMask;
 
 /// The kernel runs the program as if the packet came in at `lo`.
@@ -16,9 +17,6 @@ const MARK: usize = 8;
 const SK_BUFF: usize = 192;
 const FOREIGN: u32 = 0x8000_8001;
 
-const POD: Ipv4Addr = Ipv4Addr::new(10, 10, 1, 2);
-const UNSELECTED: Ipv4Addr = Ipv4Addr::new(10, 10, 1, 3);
-const STRANGER: Ipv4Addr = Ipv4Addr::new(10, 10, 1, 4);
 const SET: u32 = 7;
 
 /// A bpffs of its own.
@@ -45,13 +43,23 @@ impl Drop for Pins {
     }
 }
 
-fn packet(source: Ipv4Addr, destination: Ipv4Addr) -> Vec<u8> {
-    let mut bytes = vec![0; 14];
-    bytes[12..].copy_from_slice(&[0x08, 0x00]);
-    bytes.extend([0x45, 0, 0, 28, 0, 0, 0, 0, 64, 17, 0, 0]);
-    bytes.extend(source.octets());
-    bytes.extend(destination.octets());
-    bytes.extend([0; 8]);
+/// A packet of a protocol that begins with some bytes.
+fn packet(source: IpAddr, destination: IpAddr, protocol: u8, payload: &[u8]) -> Vec<u8> {
+    let mut bytes = vec![0; 12];
+    match source {
+        IpAddr::V4(_) => {
+            bytes.extend([0x08, 0x00]);
+            bytes.extend([0x45, 0, 0, 28, 0, 0, 0, 0, 64, protocol, 0, 0]);
+        }
+        IpAddr::V6(_) => {
+            bytes.extend([0x86, 0xdd]);
+            bytes.extend([0x60, 0, 0, 0, 0, 8, protocol, 64]);
+        }
+    }
+    bytes.extend(octets(source));
+    bytes.extend(octets(destination));
+    bytes.extend(payload);
+    bytes.resize(bytes.len() + 8 - payload.len(), 0);
     bytes
 }
 
@@ -73,81 +81,188 @@ fn run(programs: &mut Programs, packet: &[u8], mark: u32, repeat: u32) -> (i32, 
     )
 }
 
-#[test]
-fn steer_gives_each_packet_of_a_known_pod_a_decision_and_leaves_foreign_bits_alone() {
-    let pins = Pins::mount();
+/// Addresses of one family: of pods and in destinations of a policy set.
+struct Addresses {
+    pod: &'static str,
+    unselected: &'static str,
+    stranger: &'static str,
+    floating: &'static str,
+    /// Prefixes: tunneled, held here, kept, dropped, left to the node.
+    prefixes: [&'static str; 5],
+    /// An address in each of them, and in none.
+    inside: [&'static str; 6],
+}
+
+const IPV4: Addresses = Addresses {
+    pod: "10.10.1.2",
+    unselected: "10.10.1.3",
+    stranger: "10.10.1.4",
+    floating: "192.168.1.100",
+    prefixes: [
+        "8.0.0.0/8",
+        "8.8.8.0/24",
+        "8.1.0.0/16",
+        "8.2.0.0/16",
+        "8.3.0.0/16",
+    ],
+    inside: [
+        "8.9.9.9", "8.8.8.8", "8.1.1.1", "8.2.1.1", "8.3.1.1", "9.9.9.9",
+    ],
+};
+
+const IPV6: Addresses = Addresses {
+    pod: "fd00:10:10:1::2",
+    unselected: "fd00:10:10:1::3",
+    stranger: "fd00:10:10:1::4",
+    floating: "fd00:192:168:1::100",
+    prefixes: [
+        "2000::/3",
+        "2001:db8:8::/48",
+        "2001:db8:1::/48",
+        "2001:db8:2::/48",
+        "2001:db8:3::1:0/112",
+    ],
+    inside: [
+        "2001:db8:9::9",
+        "2001:db8:8::8",
+        "2001:db8:1::1",
+        "2001:db8:2::1",
+        "2001:db8:3::1:1",
+        "fd99::9",
+    ],
+};
+
+const NEXT: i32 = -1;
+const SHOT: i32 = 2;
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+/// Programs whose maps know the addresses, with two indices of egress IPs: a remote one and one held here.
+fn load(pins: &Pins, addresses: &Addresses, (remote, local): (u32, u32)) -> Programs {
     let config = Config {
         bpffs: pins.0.path().to_owned(),
         ..Config::default()
     };
-    let mark = config.mark;
-    let (mut programs, mut maps) = Programs::load(&config).unwrap();
-    let elsewhere = PodKey::new(STRANGER, INTERFACE + 1);
-    for (pod, set) in [
-        (PodKey::new(POD, INTERFACE), SET),
-        (PodKey::new(UNSELECTED, INTERFACE), 0),
-        (elsewhere, SET),
+    let (programs, mut maps) = Programs::load(&config).unwrap();
+    for (address, ifindex, set) in [
+        (addresses.pod, INTERFACE, SET),
+        (addresses.unselected, INTERFACE, 0),
+        (addresses.stranger, INTERFACE + 1, SET),
     ] {
-        maps.pods.insert(pod, set, 0).unwrap();
+        let pod = PodEntry {
+            address: ip(address),
+            ifindex,
+            set,
+        };
+        maps.set_pod(pod).unwrap();
+        assert!(maps.pods().unwrap().contains(&pod));
     }
-    let index = mark.max_index();
-    for (prefix, value) in [
-        ("8.0.0.0/8", index),
-        ("8.8.8.0/24", index - 1),
-        ("8.1.0.0/16", KEEP),
-        ("8.2.0.0/16", DROP),
-        ("8.3.0.0/16", FORWARD),
-    ] {
-        let key = destination_key(SET, prefix.parse().unwrap());
-        maps.destinations.insert(&key, value, 0).unwrap();
+    let values = [remote, local, KEEP, DROP, FORWARD];
+    for (prefix, value) in addresses.prefixes.into_iter().zip(values) {
+        let prefix = prefix.parse().unwrap();
+        maps.set_destination(SET, prefix, value).unwrap();
+        assert!(maps.destinations().unwrap().contains(&(SET, prefix, value)));
         // Never asked about.
-        let key = destination_key(0, prefix.parse().unwrap());
-        maps.destinations.insert(&key, DROP, 0).unwrap();
+        maps.set_destination(0, prefix, DROP).unwrap();
     }
-    let address = Ipv4Addr::new(192, 168, 1, 100);
-    maps.egress_ips
-        .set(index, Egress::new(address, 1, false), 0)
-        .unwrap();
-    maps.egress_ips
-        .set(index - 1, Egress::new(address, 1, true), 0)
-        .unwrap();
+    for (index, is_local) in [(remote, false), (local, true)] {
+        let egress = EgressEntry {
+            index,
+            address: ip(addresses.floating),
+            vni: 1,
+            is_local,
+        };
+        maps.set_egress(egress).unwrap();
+        assert!(maps.egress_ips().unwrap().contains(&egress));
+    }
+    programs
+}
 
-    const NEXT: i32 = -1;
-    const SHOT: i32 = 2;
-    for (source, destination, verdict, ours) in [
-        (
-            POD,
-            [8, 9, 9, 9],
-            NEXT,
-            mark.tunnel() | mark.of_index(index),
-        ),
-        (POD, [8, 8, 8, 8], NEXT, mark.of_index(index - 1)),
-        (POD, [8, 1, 1, 1], NEXT, mark.keep()),
-        (POD, [8, 2, 1, 1], SHOT, 0),
-        (POD, [8, 3, 1, 1], NEXT, mark.forward()),
-        (POD, [9, 9, 9, 9], NEXT, mark.forward()),
-        (UNSELECTED, [8, 8, 8, 8], NEXT, mark.forward()),
-        (STRANGER, [8, 8, 8, 8], NEXT, 0),
-    ] {
-        let packet = packet(source, destination.into());
-        // Whatever was in our bits before is no decision.
-        for before in [FOREIGN, FOREIGN | mark.keep()] {
-            let (got, after, _) = run(&mut programs, &packet, before, 1);
-            assert_eq!(got, verdict, "{source} to {destination:?}");
-            if verdict == NEXT {
-                assert_eq!(after, FOREIGN | ours, "{source} to {destination:?}");
+#[test]
+fn steer_gives_each_packet_of_a_known_pod_a_decision_and_leaves_foreign_bits_alone() {
+    for addresses in [IPV4, IPV6] {
+        let pins = Pins::mount();
+        let mark = MarkMask::DEFAULT;
+        let (remote, local) = (mark.max_index(), mark.max_index() - 1);
+        let mut programs = load(&pins, &addresses, (remote, local));
+        let [tunneled, held, kept, dropped, left, elsewhere] = addresses.inside;
+        for (source, destination, verdict, ours) in [
+            (
+                addresses.pod,
+                tunneled,
+                NEXT,
+                mark.tunnel() | mark.of_index(remote),
+            ),
+            (addresses.pod, held, NEXT, mark.of_index(local)),
+            (addresses.pod, kept, NEXT, mark.keep()),
+            (addresses.pod, dropped, SHOT, 0),
+            (addresses.pod, left, NEXT, mark.forward()),
+            (addresses.pod, elsewhere, NEXT, mark.forward()),
+            (addresses.unselected, held, NEXT, mark.forward()),
+            (addresses.stranger, held, NEXT, 0),
+        ] {
+            let packet = packet(ip(source), ip(destination), 17, &[]);
+            // Whatever was in our bits before is no decision.
+            for before in [FOREIGN, FOREIGN | mark.keep()] {
+                let (got, after, _) = run(&mut programs, &packet, before, 1);
+                assert_eq!(got, verdict, "{source} to {destination}");
+                if verdict == NEXT {
+                    assert_eq!(after, FOREIGN | ours, "{source} to {destination}");
+                }
             }
         }
+        assert_eq!(FOREIGN & mark.mask(), 0);
+        for (what, source) in [
+            ("steered", addresses.pod),
+            ("known, unselected", addresses.unselected),
+            ("unknown", addresses.stranger),
+        ] {
+            let packet = packet(ip(source), ip(tunneled), 17, &[]);
+            let (_, _, nanoseconds) = run(&mut programs, &packet, 0, 1_000_000);
+            // Seen, not judged: how long depends on what else the machine does.
+            eprintln!("{what}, {source}: {nanoseconds} ns a packet");
+        }
     }
-    assert_eq!(FOREIGN & MarkMask::DEFAULT.mask(), 0);
-    for (what, source) in [
-        ("steered", POD),
-        ("known, unselected", UNSELECTED),
-        ("unknown", STRANGER),
+}
+
+#[test]
+fn what_is_for_the_link_of_a_pod_alone_is_never_steered_and_never_dropped() {
+    const UDP: u8 = 17;
+    const ICMPV6: u8 = 58;
+    let pins = Pins::mount();
+    let mark = MarkMask::DEFAULT;
+    let (remote, local) = (mark.max_index(), mark.max_index() - 1);
+    let everywhere = Addresses {
+        prefixes: ["::/0", "fe80::/10", "ff00::/8", "2001:db8::/32", "fc00::/7"],
+        ..IPV6
+    };
+    let mut programs = load(&pins, &everywhere, (remote, local));
+    let dropped = "2001:db8::1";
+    let forward = mark.forward();
+    for (destination, protocol, kind, verdict, ours) in [
+        ("fe80::1", UDP, 0, NEXT, forward),
+        ("febf::1", UDP, 0, NEXT, forward),
+        ("ff02::1:2", UDP, 0, NEXT, forward),
+        (dropped, UDP, 135, SHOT, 0),
+        (dropped, ICMPV6, 128, SHOT, 0),
+        (dropped, ICMPV6, 132, SHOT, 0),
+        (dropped, ICMPV6, 138, SHOT, 0),
+        // Router solicitation to redirect.
+        (dropped, ICMPV6, 133, NEXT, 0),
+        (dropped, ICMPV6, 135, NEXT, 0),
+        (dropped, ICMPV6, 137, NEXT, 0),
     ] {
-        let packet = packet(source, [8, 9, 9, 9].into());
-        let (_, _, nanoseconds) = run(&mut programs, &packet, 0, 1_000_000);
-        // Seen, not judged: how long depends on what else the machine does.
-        eprintln!("{what}: {nanoseconds} ns a packet");
+        let packet = packet(ip(IPV6.pod), ip(destination), protocol, &[kind]);
+        let (got, after, _) = run(&mut programs, &packet, FOREIGN | mark.keep(), 1);
+        assert_eq!(got, verdict, "{destination}, {protocol}, {kind}");
+        if verdict == NEXT {
+            assert_eq!(after, FOREIGN | ours, "{destination}, {protocol}, {kind}");
+        }
     }
+    // Cut off before its type: what is not there is not looked at.
+    let mut short = packet(ip(IPV6.pod), ip(dropped), ICMPV6, &[]);
+    short.truncate(54);
+    assert_eq!(run(&mut programs, &short, 0, 1).0, SHOT);
 }

@@ -48,8 +48,8 @@ fn at_its_deadline_a_floating_ip_falls_silent_without_an_agent() {
     // Flows that run, one through the tunnel and one of the holder's own pod, are asked for all the time.
     let senders = PODS.map(|pod| network.send(pod, SERVER));
     let counted = || network.counted("out", "watch", "from");
-    let deadline = network.hold_for(Duration::from_millis(1500));
     let start = counted();
+    let deadline = network.hold_for(Duration::from_millis(1500));
     let mut before = start;
     let mut since = Instant::now();
     // Reading a counter takes a while, so that a packet is late for sure only if the counter was read after the deadline before it

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use egressnat_core::{NodePlan, PolicySetId, Steering};
+use egressnat_core::{NodePlan, Steering};
 
 use crate::network::{FLOATING, Network, OTHER_SERVER, SERVER, eventually, plan};
 
@@ -289,32 +289,4 @@ fn foreign_bits_of_the_mark_stay_and_ours_do_not_outlive_the_decision() {
     let counted = |counter| network.counted("n1", "foreign", counter);
     assert!(counted("seen") > 6);
     assert_eq!(counted("clean"), counted("seen"));
-}
-
-#[test]
-fn of_two_families_ipv4_is_guarded_and_ipv6_is_told() {
-    let network = Network::new();
-    let mut both = plan("n1", "n2");
-    let set = both.pods[&IpAddr::from([10, 10, 1, 2])];
-    both.pods.insert("fd00::2".parse().unwrap(), set);
-    both.pods
-        .insert("fd00::3".parse().unwrap(), PolicySetId::EMPTY);
-    both.destinations
-        .insert((set, "2001:db8::/32".parse().unwrap()), Steering::Drop);
-    both.destinations
-        .insert((set, "8.8.8.0/24".parse().unwrap()), Steering::Drop);
-    both.guard_ranges.insert("2001:db8::/32".parse().unwrap());
-    let report = network.apply("n1", without(both, "10.10.1.3"));
-    let told = report
-        .failures
-        .iter()
-        .map(|failure| failure.object.as_str());
-    assert_eq!(
-        told.collect::<Vec<_>>(),
-        ["pod fd00::2", "guard range 2001:db8::/32"]
-    );
-    for pod in ["10.10.1.2", "10.10.1.3"] {
-        assert_eq!(network.seen_by_udp(pod, SERVER), None, "{pod}");
-        assert_eq!(network.seen_by_tcp(pod, OTHER_SERVER), seen(NODE), "{pod}");
-    }
 }

@@ -12,6 +12,7 @@ mod clsact;
 mod fence;
 mod guard;
 mod icmp_errors;
+mod ipv6;
 mod masquerade;
 mod mtu;
 mod network;

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{Read, Write};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
@@ -101,6 +101,9 @@ impl Network {
         run(&format!("ip netns add {namespace}"));
         self.namespaces.push(namespace);
         self.ip(name, "link set lo up");
+        // Nobody asks for a neighbor before its own link-local address is certain, which takes up to two seconds.
+        let certain = ["all", "default"].map(|of| format!("net.ipv6.conf.{of}.accept_dad=0"));
+        self.told(name, &format!("sysctl -qw {}", certain.join(" ")));
     }
 
     /// A pod `10.10.NODE.N`, with a veth pair and a route of its own.
@@ -138,6 +141,14 @@ impl Network {
         run(&format!("ip netns exec {} {command}", self.namespace(name)))
     }
 
+    /// Runs a line of shell in a namespace and gives what it says, whether it fails or not.
+    pub(crate) fn told(&self, name: &str, line: &str) -> String {
+        let netns = ["netns", "exec", &self.namespace(name), "sh", "-c", line];
+        let output = Command::new("ip").args(netns).output().unwrap();
+        let said = [output.stdout, output.stderr].concat();
+        String::from_utf8_lossy(&said).into_owned()
+    }
+
     /// Runs a line of shell in a namespace.
     pub(crate) fn shell(&self, name: &str, line: &str) {
         let netns = ["netns", "exec", &self.namespace(name), "sh", "-c", line];
@@ -159,7 +170,7 @@ impl Network {
         }
     }
 
-    fn sysctl(&self, name: &str, setting: &str) {
+    pub(crate) fn sysctl(&self, name: &str, setting: &str) {
         self.exec(name, &format!("sysctl -qw {setting}"));
     }
 
@@ -182,7 +193,7 @@ impl Network {
 
     /// TCP and UDP servers on port 80 of an address of a namespace that tell each client its address.
     pub(crate) fn serve(&self, name: &str, address: &str) {
-        let address = SocketAddr::from((address.parse::<Ipv4Addr>().unwrap(), PORT));
+        let address = SocketAddr::from((address.parse::<IpAddr>().unwrap(), PORT));
         let (tcp, udp) = self.enter(name, move || {
             (
                 TcpListener::bind(address).unwrap(),
@@ -215,7 +226,7 @@ impl Network {
 
     /// Connects from a namespace. Fails after a second without an answer.
     pub(crate) fn connect(&self, from: &str, to: &str) -> Option<Connection> {
-        let to = SocketAddr::from((to.parse::<Ipv4Addr>().unwrap(), PORT));
+        let to = SocketAddr::from((to.parse::<IpAddr>().unwrap(), PORT));
         self.enter(from, move || {
             let stream = TcpStream::connect_timeout(&to, Duration::from_secs(1)).ok()?;
             stream
@@ -233,9 +244,9 @@ impl Network {
 
     /// The address that a UDP server sees a client at.
     pub(crate) fn seen_by_udp(&self, from: &str, to: &str) -> Option<String> {
-        let to = SocketAddr::from((to.parse::<Ipv4Addr>().unwrap(), PORT));
+        let to = SocketAddr::from((to.parse::<IpAddr>().unwrap(), PORT));
         self.enter(from, move || {
-            let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+            let socket = UdpSocket::bind(any(to)).unwrap();
             socket
                 .set_read_timeout(Some(Duration::from_secs(1)))
                 .unwrap();
@@ -249,8 +260,8 @@ impl Network {
     /// Sends UDP datagrams from a namespace to port 80 as fast as it can, until it is dropped. Starts before it returns, whether
     /// there is a network yet or not.
     pub(crate) fn send(&self, from: &str, to: &str) -> Sender {
-        let to = SocketAddr::from((to.parse::<Ipv4Addr>().unwrap(), PORT));
-        let socket = self.enter(from, || UdpSocket::bind("0.0.0.0:0").unwrap());
+        let to = SocketAddr::from((to.parse::<IpAddr>().unwrap(), PORT));
+        let socket = self.enter(from, move || UdpSocket::bind(any(to)).unwrap());
         let stop = Arc::new(AtomicBool::new(false));
         let is_over = Arc::clone(&stop);
         thread::spawn(move || {
@@ -276,7 +287,12 @@ impl Network {
 
     /// What a counter of a table has by now.
     pub(crate) fn counted(&self, name: &str, table: &str, counter: &str) -> u64 {
-        let text = self.exec(name, &format!("nft list counter ip {table} {counter}"));
+        self.counted_in(name, &format!("ip {table}"), counter)
+    }
+
+    /// The same of a table with its family.
+    pub(crate) fn counted_in(&self, name: &str, table: &str, counter: &str) -> u64 {
+        let text = self.exec(name, &format!("nft list counter {table} {counter}"));
         let mut words = text.split_whitespace();
         words.find(|word| *word == "packets");
         words.next().unwrap().parse().unwrap()
@@ -365,7 +381,12 @@ pub(crate) struct Connection(TcpStream);
 impl Connection {
     /// Which address the server has for this connection.
     pub(crate) fn ask(&mut self) -> Option<String> {
-        self.0.write_all(b"?").ok()?;
+        self.ask_often(1)
+    }
+
+    /// Asks so many times at once, and gives the first answer.
+    pub(crate) fn ask_often(&mut self, times: usize) -> Option<String> {
+        self.0.write_all(&vec![b'?'; times]).ok()?;
         let mut answer = Vec::new();
         let mut byte = [0];
         while self.0.read(&mut byte).ok()? == 1 && byte != *b"\n" {
@@ -375,8 +396,8 @@ impl Connection {
     }
 }
 
-/// What a node must have when `holder` has the floating IP, from the planner itself.
-pub(crate) fn plan(node: &str, holder: &str) -> NodePlan {
+/// The cluster as objects tell it.
+pub(crate) fn snapshot() -> Snapshot {
     let mut snapshot = Snapshot::default();
     for index in 1..=2u8 {
         let mut entry = Node::new(Health::Up);
@@ -414,9 +435,30 @@ pub(crate) fn plan(node: &str, holder: &str) -> NodePlan {
         EgressSource::from(&key),
     );
     snapshot.policies.insert("egress".parse().unwrap(), policy);
+    snapshot
+}
+
+/// What a node must have when `holder` has the floating IP, from the planner itself.
+pub(crate) fn plan(node: &str, holder: &str) -> NodePlan {
+    planned(&snapshot(), node, &[(FLOATING, holder)])
+}
+
+/// What a node must have when floating IPs are held like this.
+pub(crate) fn planned(snapshot: &Snapshot, node: &str, holders: &[(&str, &str)]) -> NodePlan {
     let mut assignment = Assignment::default();
-    assignment.nodes.insert(floating, holder.parse().unwrap());
-    plan_node(&snapshot, &assignment, &node.parse().unwrap()).plan
+    for (floating, holder) in holders {
+        let holder = holder.parse().unwrap();
+        assignment.nodes.insert(floating.parse().unwrap(), holder);
+    }
+    plan_node(snapshot, &assignment, &node.parse().unwrap()).plan
+}
+
+/// Any port of the family of an address.
+fn any(of: SocketAddr) -> SocketAddr {
+    match of {
+        SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
+        SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
+    }
 }
 
 /// A runtime as the agent has it.

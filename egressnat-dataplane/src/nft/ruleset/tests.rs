@@ -25,54 +25,70 @@ fn matched(text: &str) -> MasqueradeMatch {
 #[test]
 fn a_table_of_another_layout_is_replaced_with_what_it_holds() {
     in_new_namespace(|| {
-        let mark = MarkMask::DEFAULT;
-        assert!(Ruleset::new(mark, 1).ensure().unwrap());
-        assert!(!Ruleset::new(mark, 1).ensure().unwrap());
-        let range = |text: &str| text.parse::<Ipv4Net>().unwrap();
-        let floating = Ipv4Addr::new(192, 168, 1, 100);
-        let (pods, guarded) = (range("10.10.1.0/24"), range("0.0.0.0/0"));
-        Ruleset::change(
-            &[],
-            &[
-                Elements::of(SetName::PodRanges).range(pods),
-                Elements::of(SetName::GuardRanges).range(guarded),
-                Elements::of(SetName::FloatingIps).address(floating),
-                Elements::of(SetName::EgressIps).mapping(mark.of_index(2), floating),
-            ],
-            "elements",
-        )
-        .unwrap();
-        let rules = BTreeMap::from([(matched("10.0.0.0/8"), MasqueradeAction::Keep)]);
-        Ruleset::change_masquerade(&rules, &[]).unwrap();
-
-        assert!(Ruleset::new(mark, 2).ensure().unwrap());
-        assert_eq!(Ruleset::ranges(SetName::PodRanges).unwrap(), [pods].into());
-        assert_eq!(
-            Ruleset::ranges(SetName::GuardRanges).unwrap(),
-            [guarded].into()
+        replace_table(
+            Family::Ipv4,
+            ["10.10.1.0/24", "0.0.0.0/0"],
+            "192.168.1.100",
+            "10.0.0.0/8",
         );
-        let mapped = || Ruleset::mappings(SetName::EgressIps).unwrap();
-        assert_eq!(mapped(), [(mark.of_index(2), floating)].into());
-        assert_eq!(Ruleset::masquerade().unwrap().rules, rules);
-
-        // With another mask the marks mean something else.
-        let other = MarkMask::new(0x00ff_0000).unwrap();
-        assert!(Ruleset::new(other, 2).ensure().unwrap());
-        assert_eq!(mapped(), BTreeSet::new());
-        assert_eq!(
-            Ruleset::addresses(SetName::FloatingIps).unwrap(),
-            [floating].into()
+        replace_table(
+            Family::Ipv6,
+            ["fd00:10:10:1::/64", "::/0"],
+            "fd00:192:168:1::100",
+            "fd00:10::/32",
         );
-        assert!(Ruleset::remove().unwrap());
-        assert!(!Ruleset::remove().unwrap());
     });
+}
+
+fn replace_table(family: Family, ranges: [&str; 2], floating: &str, inside: &str) {
+    let mark = MarkMask::DEFAULT;
+    assert!(Ruleset::new(family, mark, 1).ensure().unwrap());
+    assert!(!Ruleset::new(family, mark, 1).ensure().unwrap());
+    let [pods, guarded] = ranges.map(|range| range.parse::<IpNet>().unwrap());
+    let floating: IpAddr = floating.parse().unwrap();
+    Ruleset::change(
+        &[],
+        &[
+            Elements::of(family, SetName::PodRanges).range(pods),
+            Elements::of(family, SetName::GuardRanges).range(guarded),
+            Elements::of(family, SetName::FloatingIps).address(floating),
+            Elements::of(family, SetName::EgressIps).mapping(mark.of_index(2), floating),
+        ],
+        "elements",
+    )
+    .unwrap();
+    let rules = BTreeMap::from([(matched(inside), MasqueradeAction::Keep)]);
+    Ruleset::change_masquerade(family, &rules, &[]).unwrap();
+
+    assert!(Ruleset::new(family, mark, 2).ensure().unwrap());
+    assert_eq!(
+        Ruleset::ranges(family, SetName::PodRanges).unwrap(),
+        [pods].into()
+    );
+    assert_eq!(
+        Ruleset::ranges(family, SetName::GuardRanges).unwrap(),
+        [guarded].into()
+    );
+    let mapped = || Ruleset::mappings(family, SetName::EgressIps).unwrap();
+    assert_eq!(mapped(), [(mark.of_index(2), floating)].into());
+    assert_eq!(Ruleset::masquerade(family).unwrap().rules, rules);
+
+    // With another mask the marks mean something else.
+    let other = MarkMask::new(0x00ff_0000).unwrap();
+    assert!(Ruleset::new(family, other, 2).ensure().unwrap());
+    assert_eq!(mapped(), BTreeSet::new());
+    assert_eq!(
+        Ruleset::addresses(family, SetName::FloatingIps).unwrap(),
+        [floating].into()
+    );
+    assert!(Ruleset::remove(family).unwrap());
+    assert!(!Ruleset::remove(family).unwrap());
 }
 
 #[test]
 fn masquerade_rules_stand_in_the_order_of_precedence_whenever_they_came() {
     in_new_namespace(|| {
-        assert!(Ruleset::new(MarkMask::DEFAULT, 1).ensure().unwrap());
-        let all = [
+        let ipv4 = [
             "10.0.0.0/8",
             "10.0.0.0/8 from 10.10.0.0/16",
             "10.0.0.0/8 from 10.10.1.0/24",
@@ -81,28 +97,47 @@ fn masquerade_rules_stand_in_the_order_of_precedence_whenever_they_came() {
             "10.1.2.0/24",
             "0.0.0.0/0",
             "0.0.0.0/0 from 10.10.1.0/24",
-        ]
-        .map(matched);
-        let mut state = 1u32;
-        let mut wanted: BTreeMap<MasqueradeMatch, MasqueradeAction> = BTreeMap::new();
-        for round in 0..60 {
-            let (mut set, mut removed) = (BTreeMap::new(), Vec::new());
-            for rule in all {
-                // Any sequence that visits all cases does.
-                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-                match state >> 30 {
-                    0 => drop(set.insert(rule, MasqueradeAction::Keep)),
-                    1 => drop(set.insert(rule, MasqueradeAction::Masquerade)),
-                    2 if wanted.contains_key(&rule) => removed.push(rule),
-                    _ => {}
-                }
-            }
-            set.retain(|rule, action| wanted.get(rule) != Some(action));
-            Ruleset::change_masquerade(&set, &removed).unwrap();
-            wanted.retain(|rule, _| !removed.contains(rule));
-            wanted.extend(set);
-            assert_eq!(Ruleset::masquerade().unwrap().rules, wanted, "{round}");
-            assert!(masquerade::is_ordered().unwrap(), "{round}");
-        }
+        ];
+        change_rules(Family::Ipv4, ipv4.map(matched));
+        let ipv6 = [
+            "fd00::/8",
+            "fd00::/8 from fd00:10:10::/48",
+            "fd00::/8 from fd00:10:10:1::/64",
+            "fd01::/16",
+            "fd02::/16",
+            "fd01:2::/32",
+            "::/0",
+            "::/0 from fd00:10:10:1::2/128",
+        ];
+        change_rules(Family::Ipv6, ipv6.map(matched));
     });
+}
+
+fn change_rules(family: Family, all: [MasqueradeMatch; 8]) {
+    assert!(Ruleset::new(family, MarkMask::DEFAULT, 1).ensure().unwrap());
+    let mut state = 1u32;
+    let mut wanted: BTreeMap<MasqueradeMatch, MasqueradeAction> = BTreeMap::new();
+    for round in 0..60 {
+        let (mut set, mut removed) = (BTreeMap::new(), Vec::new());
+        for rule in all {
+            // Any sequence that visits all cases does.
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            match state >> 30 {
+                0 => drop(set.insert(rule, MasqueradeAction::Keep)),
+                1 => drop(set.insert(rule, MasqueradeAction::Masquerade)),
+                2 if wanted.contains_key(&rule) => removed.push(rule),
+                _ => {}
+            }
+        }
+        set.retain(|rule, action| wanted.get(rule) != Some(action));
+        Ruleset::change_masquerade(family, &set, &removed).unwrap();
+        wanted.retain(|rule, _| !removed.contains(rule));
+        wanted.extend(set);
+        assert_eq!(
+            Ruleset::masquerade(family).unwrap().rules,
+            wanted,
+            "{round}"
+        );
+        assert!(masquerade::is_ordered(family).unwrap(), "{round}");
+    }
 }
