@@ -35,12 +35,14 @@ crds: ## Writes deploy/crds anew from the Rust types
 	$(CARGO) run --quiet --package egressnat-kube --features crd --example crds -- deploy/crds
 
 .PHONY: ebpf
-ebpf: packages ## Rebuilds the eBPF object from its source
+ebpf: packages ## Rebuilds the eBPF objects from their sources
 	egressnat-dataplane/bpf/build.sh
+	egressnat-dataplane/bpf/build.sh benches/bpf/bench.bpf.c
 
 .PHONY: ebpf-check
-ebpf-check: packages ## Compares the committed eBPF object with its source
+ebpf-check: packages ## Compares the committed eBPF objects with their sources
 	egressnat-dataplane/bpf/build.sh --check
+	egressnat-dataplane/bpf/build.sh --check benches/bpf/bench.bpf.c
 
 .PHONY: bench
 bench: packages ## Benchmarks

@@ -1,6 +1,9 @@
 //! Inputs of the benchmarks, so that several measure the same.
 #![deny(missing_docs)]
 
+pub mod live;
+pub mod rounds;
+
 use std::net::IpAddr;
 
 use egressnat_core::model::{
