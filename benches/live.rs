@@ -353,7 +353,12 @@ fn attach(ebpf: &mut Ebpf, name: &str, interface: &str, side: TcAttachType) {
     attached.expect("an interface");
 }
 
-fn index(interface: &str) -> u32 {
+/// The index of an interface.
+///
+/// # Panics
+///
+/// If there is none.
+pub fn index(interface: &str) -> u32 {
     if_nametoindex(interface).expect("an interface")
 }
 

@@ -1,7 +1,7 @@
 //! Figures that are taken in turns, so that what disturbs one disturbs the others.
 
 /// So often each figure is taken.
-const ROUNDS: usize = 7;
+const ROUNDS: usize = 5;
 
 /// One of several ways of doing the same.
 pub struct Way {

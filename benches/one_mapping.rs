@@ -1,0 +1,86 @@
+//! One more floating IP on a gateway node that has many, through `Dataplane::apply`, against replacing the whole table.
+//!
+//! Budget: at least 30 times less than replacing a table of 10,000 mappings. Marks have room for 1,021 egress IPs of a node with
+//! the default mask, so 1,000 is what can be shown; see docs/performance.md for what is met.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr};
+use std::process::Command;
+use std::time::Instant;
+
+use egressnat_benches::live::{Holder, Node, Pod, plan, runtime};
+use egressnat_core::NodePlan;
+use egressnat_dataplane::Dataplane;
+
+const EVENTS: usize = 20;
+
+#[expect(clippy::print_stdout, reason = "this is what it is for")]
+fn main() {
+    println!(
+        "\none more floating IP, and one less: milliseconds each, median of {EVENTS} (least to greatest)"
+    );
+    for count in [10, 100, 1000] {
+        let [added, removed, nothing, replaced] = Node::run(move |node| {
+            let config = node.config();
+            runtime().block_on(async {
+                let mut dataplane = Dataplane::open(config).await.expect("a packet path");
+                let report = dataplane.apply(&with(count)).await;
+                assert_eq!(
+                    (report.failures, report.floating_ips.len()),
+                    (vec![], count)
+                );
+                let mut figures = [const { Vec::new() }; 4];
+                for _ in 0..EVENTS {
+                    for (figures, count) in figures.iter_mut().zip([count + 1, count, count]) {
+                        let start = Instant::now();
+                        let report = dataplane.apply(&with(count)).await;
+                        figures.push(start.elapsed().as_secs_f64() * 1e3);
+                        assert_eq!(report.failures, []);
+                    }
+                    figures[3].push(replace_the_table());
+                }
+                figures
+            })
+        });
+        for (what, figures) in [
+            ("one more", added),
+            ("one less", removed),
+            ("nothing to do", nothing),
+            ("the table replaced, as nft -f does it", replaced),
+        ] {
+            println!("  with {count:4}: {what:40} {}", spread(figures));
+        }
+    }
+}
+
+/// The plan of a node that holds so many floating IPs.
+fn with(count: usize) -> NodePlan {
+    let mut plan = plan(Pod::Elsewhere, Holder::Another);
+    let first = u32::from(Ipv4Addr::new(172, 16, 0, 0));
+    let addresses = (0..count).map(|n| IpAddr::from(Ipv4Addr::from(first + n as u32)));
+    plan.floating_ips = addresses.collect::<BTreeSet<IpAddr>>();
+    plan
+}
+
+/// What `nft -f` takes to put the same table in place again, in milliseconds, less what it takes to do nothing.
+fn replace_the_table() -> f64 {
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    let path = file.path().display().to_string();
+    let script =
+        format!("echo 'delete table ip egressnat' > {path}; nft list table ip egressnat >> {path}");
+    let list = Command::new("sh").args(["-c", &script]).status();
+    assert!(list.expect("sh").success());
+    let timed = |file: &str| {
+        let start = Instant::now();
+        let status = Command::new("nft").args(["-f", file]).status();
+        assert!(status.expect("nft").success());
+        start.elapsed().as_secs_f64() * 1e3
+    };
+    timed(&path) - timed("/dev/null")
+}
+
+fn spread(mut figures: Vec<f64>) -> String {
+    figures.sort_by(f64::total_cmp);
+    let [least, median, greatest] = [0, figures.len() / 2, figures.len() - 1].map(|at| figures[at]);
+    format!("{median:8.2} ({least:.2} to {greatest:.2})")
+}
