@@ -8,6 +8,7 @@
 )]
 
 mod bridge;
+mod burst;
 mod clsact;
 mod fence;
 mod guard;
