@@ -15,7 +15,7 @@ use tokio::task::JoinHandle;
 /// No announcement can be sent.
 #[derive(Debug, Error)]
 #[error("could not open a packet socket for announcements: it takes CAP_NET_RAW")]
-pub struct AnnounceError(#[source] io::Error);
+pub struct AnnounceError(#[source] pub(crate) io::Error);
 
 /// When an address is announced after it was taken. The first counts; the others are for neighbors that lost it. A
 /// neighbor that misses all of them sends to the old holder until its entry is probed, tens of seconds later.
@@ -166,7 +166,8 @@ fn checksum(bytes: &[u8]) -> u16 {
     !(sum as u16)
 }
 
-fn send(socket: &OwnedFd, ifindex: u32, frame: &[u8]) -> io::Result<()> {
+/// Sends one frame out of an interface.
+pub(crate) fn send(socket: &OwnedFd, ifindex: u32, frame: &[u8]) -> io::Result<()> {
     // SAFETY: all-zero is a valid sockaddr_ll.
     let mut to: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
     to.sll_family = libc::AF_PACKET as u16;

@@ -1,6 +1,7 @@
 use std::path::PathBuf;
 
 use crate::mark::MarkMask;
+use crate::probe::Probes;
 use crate::programs::Attachment;
 
 /// What the packet path may use on this node.
@@ -22,6 +23,8 @@ pub struct Config {
     pub rule_priority: u32,
     /// How programs are put on interfaces.
     pub attachment: Attachment,
+    /// How the network is asked before a floating IP is taken.
+    pub probes: Probes,
 }
 
 impl Default for Config {
@@ -36,6 +39,7 @@ impl Default for Config {
             route_table: 1190,
             rule_priority: 1190,
             attachment: Attachment::Automatic,
+            probes: Probes::default(),
         }
     }
 }

@@ -2,6 +2,7 @@
 
 mod applicable;
 mod change;
+mod claims;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -21,6 +22,7 @@ use crate::maps::{DROP, FORWARD, KEEP, Maps};
 use crate::network::{Network, NetworkError, Uplink, forwarding, ipv6};
 use crate::nft::{Counter, Fence, NftError, Ruleset, SetName};
 use crate::ports::{PodInterfaces, Ports};
+use crate::probe::{Mac, Prober};
 use crate::programs::{Counters, Hook, Programs, ProgramsError};
 use crate::redecide::{affected_pods, forget_stale};
 use applicable::{applicable, asks_for, missed};
@@ -67,6 +69,7 @@ pub struct Dataplane {
     egress: EgressTable,
     announcer: Announcer,
     handover: HandoverQueue,
+    prober: Prober,
     steered: BTreeSet<u32>,
     /// Those with a table: IPv4, and IPv6 since a plan first asked for it.
     families: BTreeSet<Family>,
@@ -111,6 +114,7 @@ impl Dataplane {
         let egress = EgressTable::read(&mut maps, config.mark)?;
         let announcer = Announcer::open(uplink.index, uplink.mac)?;
         let handover = HandoverQueue::of(&uplink.name);
+        let prober = Prober::open(uplink.index, uplink.mac)?;
         Ok(Self {
             config,
             network,
@@ -121,6 +125,7 @@ impl Dataplane {
             egress,
             announcer,
             handover,
+            prober,
             steered,
             families,
             opened,
@@ -186,6 +191,7 @@ impl Dataplane {
         tokio::select! {
             () = self.network.changed() => {}
             () = self.ports.changed() => {}
+            () = self.prober.changed() => {}
         }
     }
 
@@ -248,6 +254,7 @@ impl Dataplane {
             Ok(usable) => report.floating_ips = usable,
             Err(error) => fail(&mut report, "floating IPs", &error),
         }
+        self.tell_claims(needed, &mut report).await;
         report
     }
 
@@ -473,6 +480,10 @@ pub(crate) enum ObserveError {
     Conntrack(#[from] ConntrackError),
     #[error("floating IP {0} is not translated to here yet, and is not announced before")]
     NotTranslated(IpAddr),
+    #[error(
+        "{mac} has it on {interface}: it is taken once that host lets go of it, or remove it from the gateway group"
+    )]
+    Claimed { mac: Mac, interface: String },
     #[error(transparent)]
     Network(#[from] NetworkError),
     #[error(transparent)]

@@ -53,6 +53,7 @@ mod netfilter;
 mod network;
 mod nft;
 mod ports;
+mod probe;
 mod programs;
 mod redecide;
 
@@ -64,4 +65,5 @@ pub use mark::{InvalidMarkMask, MarkMask};
 pub use netfilter::AskError;
 pub use network::{NetworkError, Uplink};
 pub use nft::NftError;
+pub use probe::Probes;
 pub use programs::{Attachment, Counters, ProgramsError};

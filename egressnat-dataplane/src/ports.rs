@@ -14,6 +14,7 @@ use egressnat_core::NodePlan;
 use ipnet::IpNet;
 
 use crate::network::NetworkError;
+use crate::probe::Mac;
 use kernel::Kernel;
 use place::{Place, Port, place};
 
@@ -110,6 +111,11 @@ impl Ports {
             }
         }
         Ok(found)
+    }
+
+    /// The link-layer addresses of the neighbors on an interface.
+    pub(crate) async fn macs(&self, ifindex: u32) -> Result<BTreeMap<IpAddr, Mac>, NetworkError> {
+        self.kernel.macs(ifindex).await
     }
 
     /// The bridges with an address among the node's pod ranges, and their subnets.

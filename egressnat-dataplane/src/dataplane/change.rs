@@ -27,6 +27,25 @@ impl Dataplane {
             nft.take(change);
         }
         nft.commit(report);
+        // Last, so that nothing waits until the network was asked, and what goes away is gone by then.
+        let (addresses, others): (Vec<Change>, Vec<Change>) = changes
+            .iter()
+            .partition(|change| matches!(change, Change::AddAddress(_)));
+        self.change_each(&others, routes, report).await;
+        let contested = self.ask_for(&addresses, report).await;
+        let free: Vec<Change> = addresses
+            .into_iter()
+            .filter(|change| !contested.contains(change))
+            .collect();
+        self.change_each(&free, routes, report).await;
+    }
+
+    async fn change_each(
+        &mut self,
+        changes: &[Change],
+        routes: &BTreeMap<IpAddr, u32>,
+        report: &mut Report,
+    ) {
         for change in changes {
             match self.change_one(change, routes).await {
                 Ok(Written::Yes) => report.changes += 1,
@@ -83,6 +102,9 @@ impl Dataplane {
                 self.handover.widen();
                 self.network.add_floating_ip(&self.uplink, address).await?;
                 self.egress.set_local(&mut self.maps, address, true)?;
+                if let IpAddr::V4(address) = address {
+                    self.prober.hold(address);
+                }
                 self.announcer.announce(address);
             }
             Change::RemoveAddress(address) => {

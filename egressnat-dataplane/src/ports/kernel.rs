@@ -19,6 +19,7 @@ use tokio::task::JoinHandle;
 
 use super::place::{Peer, Port};
 use crate::network::{NetworkError, failed, network_of};
+use crate::probe::Mac;
 
 /// The links of this namespace.
 #[derive(Default)]
@@ -152,17 +153,35 @@ impl Kernel {
                 port_of.insert((port.bridge, mac), message.header.ifindex);
             }
         }
-        let entries = self.handle.neighbours().get().execute();
-        let entries: Vec<NeighbourMessage> = entries
-            .try_collect()
-            .await
-            .map_err(failed("list neighbors"))?;
+        let entries = self.entries().await?;
         let place = |message: &NeighbourMessage| {
             let (address, mac) = entry(message)?;
             let port = port_of.get(&(message.header.ifindex, mac?))?;
             Some((address, *port))
         };
         Ok(entries.iter().filter_map(place).collect())
+    }
+
+    /// The link-layer addresses of the neighbors on an interface.
+    pub(super) async fn macs(&self, ifindex: u32) -> Result<BTreeMap<IpAddr, Mac>, NetworkError> {
+        let entries = self.entries().await?;
+        let on_it = entries
+            .iter()
+            .filter(|message| message.header.ifindex == ifindex);
+        Ok(on_it
+            .filter_map(|message| {
+                let (address, mac) = entry(message)?;
+                Some((address, Mac(mac?.try_into().ok()?)))
+            })
+            .collect())
+    }
+
+    async fn entries(&self) -> Result<Vec<NeighbourMessage>, NetworkError> {
+        let entries = self.handle.neighbours().get().execute();
+        entries
+            .try_collect()
+            .await
+            .map_err(failed("list neighbors"))
     }
 
     /// Has the kernel ask who has an address, so that a bridge learns where it is.

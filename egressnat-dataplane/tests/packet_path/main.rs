@@ -19,6 +19,7 @@ mod mtu;
 mod network;
 mod planned_move;
 mod precedence;
+mod probe;
 mod strangers;
 mod traffic;
 mod wire;
