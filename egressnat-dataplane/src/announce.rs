@@ -27,6 +27,10 @@ const DELAYS: [Duration; 5] = [
     Duration::from_millis(3000),
 ];
 
+/// Stands in the padding of what we send about an address that the cluster has, so that the other nodes know it for the
+/// cluster's.
+pub(crate) const TAG: &[u8] = b"egressnat";
+
 /// Announces addresses of one interface over one socket that stays open: opening one takes a thousand times as long as
 /// sending.
 pub(crate) struct Announcer {
@@ -121,6 +125,7 @@ fn frame(mac: [u8; 6], address: Ipv4Addr, form: Form) -> Vec<u8> {
     frame.extend(address.octets());
     frame.extend(target);
     frame.extend(address.octets());
+    frame.extend(TAG);
     frame.resize(60, 0);
     frame
 }

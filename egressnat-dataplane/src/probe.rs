@@ -18,7 +18,7 @@ use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
 use crate::announce::AnnounceError;
-use arp::Arp;
+use arp::{Arp, Purpose};
 use socket::ArpSocket;
 
 /// How the network is asked before a floating IP is taken.
@@ -44,8 +44,8 @@ impl Default for Probes {
 }
 
 /// The pause behind a probe for an address that a node of the cluster had, or that somebody just answered for: what has to be
-/// seen is that it is silent now.
-const HANDOVER: Duration = Duration::from_millis(10);
+/// seen is that it is silent now. Packets to the address wait meanwhile.
+const HANDOVER: Duration = Duration::from_millis(5);
 /// How many of these pauses without an answer are silence.
 const SILENT: u32 = 2;
 
@@ -54,6 +54,9 @@ const PATIENCE: Duration = Duration::from_millis(300);
 
 /// When an address that somebody else has is tried again.
 const RETRY: Duration = Duration::from_secs(1);
+
+/// Of so many addresses is kept that they are the cluster's.
+const MOST: usize = 4096;
 
 /// For how long a claim counts that was not repeated.
 const CLAIM_AGE: Duration = Duration::from_secs(60);
@@ -78,6 +81,8 @@ struct Heard {
     of_interest: BTreeSet<Ipv4Addr>,
     /// The last to claim an address, and when.
     claims: BTreeMap<Ipv4Addr, (Mac, Instant)>,
+    /// The addresses that an agent of the cluster was the last to announce or to give up.
+    of_cluster: BTreeSet<Ipv4Addr>,
     /// The last to ask for an address as we do before we take it.
     probes: BTreeMap<Ipv4Addr, (Mac, Instant)>,
 }
@@ -89,8 +94,15 @@ impl Heard {
             return false;
         }
         let now = Instant::now();
+        if packet.is_of_cluster {
+            if self.of_cluster.len() < MOST {
+                self.of_cluster.insert(packet.target);
+            }
+        } else if packet.sender == packet.target {
+            self.of_cluster.remove(&packet.target);
+        }
         if packet.is_probe() {
-            if self.of_interest.contains(&packet.target) {
+            if !packet.is_of_cluster && self.of_interest.contains(&packet.target) {
                 self.probes.insert(packet.target, (packet.sender_mac, now));
             }
             return false;
@@ -182,6 +194,14 @@ impl Prober {
         }
     }
 
+    /// Says that an address is held here no more, to the cluster's other nodes too.
+    pub(crate) fn let_go(&mut self, address: Ipv4Addr) {
+        lock(&self.heard).held.remove(&address);
+        if let Err(error) = self.socket.ask(address, Purpose::GiveUp) {
+            tracing::debug!(%address, %error, "the next holder is not told, and asks for longer");
+        }
+    }
+
     /// Who claims an address that is held here.
     pub(crate) fn claims(&self) -> BTreeMap<Ipv4Addr, Mac> {
         let heard = lock(&self.heard);
@@ -206,13 +226,12 @@ impl Prober {
             return BTreeMap::new();
         }
         let mut asked: BTreeMap<Ipv4Addr, Asked> = {
+            // What came before is about what was before.
+            listen(&self.socket, &self.heard, &self.contested);
             let mut heard = lock(&self.heard);
             heard.of_interest.extend(addresses);
             let knows = |address: &Ipv4Addr| {
-                let claim = heard.claims.get(address).map(|(mac, _)| *mac);
-                claim
-                    .or_else(|| last_holder(*address))
-                    .is_some_and(&is_node)
+                heard.of_cluster.contains(address) || last_holder(*address).is_some_and(&is_node)
             };
             let state = |address: &Ipv4Addr| (*address, Asked::new(settings, knows(address)));
             addresses.iter().map(state).collect()
@@ -225,7 +244,7 @@ impl Prober {
             let addresses: Vec<(Ipv4Addr, Pause)> =
                 open.map(|(ip, asked)| (*ip, asked.pause)).collect();
             for (address, _) in &addresses {
-                if let Err(error) = self.socket.ask(*address) {
+                if let Err(error) = self.socket.ask(*address, Purpose::Take) {
                     tracing::warn!(%address, %error, "probe not sent");
                 }
             }
@@ -250,6 +269,7 @@ impl Prober {
                 }
             }
         }
+        eprintln!(start.elapsed(), lock(&self.heard).of_cluster);
         let taken = asked
             .into_iter()
             .filter_map(|(address, asked)| Some((address, asked.answered?)));
@@ -392,6 +412,7 @@ mod tests {
             sender_mac: mac,
             sender,
             target: address,
+            is_of_cluster: false,
         };
         assert!(!heard.take(&claim(own, address), own));
         assert!(!heard.take(&claim(SOMEBODY, Ipv4Addr::new(192, 168, 1, 1)), own));

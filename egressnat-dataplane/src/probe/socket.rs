@@ -8,7 +8,7 @@ use nix::sys::socket::{MsgFlags, recv};
 use tokio::io::unix::AsyncFd;
 
 use super::Mac;
-use super::arp::{Arp, probe};
+use super::arp::{Arp, Purpose, probe};
 use crate::announce::send;
 
 /// Sends probes, and receives all ARP packets that come in at the interface.
@@ -54,8 +54,9 @@ impl ArpSocket {
     }
 
     /// Asks who has an address.
-    pub(super) fn ask(&self, address: Ipv4Addr) -> io::Result<()> {
-        send(self.fd.get_ref(), self.ifindex, &probe(self.mac, address))
+    pub(super) fn ask(&self, address: Ipv4Addr, purpose: Purpose) -> io::Result<()> {
+        let frame = probe(self.mac, address, purpose);
+        send(self.fd.get_ref(), self.ifindex, &frame)
     }
 
     /// Waits until something came in. False when the socket is of no use any more.
