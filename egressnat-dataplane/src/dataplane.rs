@@ -18,18 +18,22 @@ use crate::conntrack::ConntrackError;
 use crate::egress::EgressTable;
 use crate::family::Family;
 use crate::handover::HandoverQueue;
+use crate::lock::{Lock, LockError};
 use crate::maps::{DROP, FORWARD, KEEP, Maps};
 use crate::network::{Network, NetworkError, Uplink, forwarding, ipv6};
 use crate::nft::{Counter, Fence, NftError, Ruleset, SetName};
 use crate::ports::{PodInterfaces, Ports};
 use crate::probe::{Mac, Prober};
-use crate::programs::{Counters, Hook, Programs, ProgramsError};
+use crate::programs::{Counters, Hook, Programs, ProgramsError, check_bpffs};
 use crate::redecide::{affected_pods, forget_stale};
 use applicable::{applicable, asks_for, missed};
 
 /// The packet path could not be put in place at all.
 #[derive(Debug, Error)]
 pub enum OpenError {
+    /// Another agent.
+    #[error("could not have the node's packet path alone")]
+    Lock(#[from] LockError),
     /// Links, addresses, routes, rules.
     #[error("could not prepare the network")]
     Network(#[from] NetworkError),
@@ -73,6 +77,8 @@ pub struct Dataplane {
     steered: BTreeSet<u32>,
     /// Those with a table: IPv4, and IPv6 since a plan first asked for it.
     families: BTreeSet<Family>,
+    /// For as long as this lives, nobody else changes the packet path.
+    _lock: Lock,
     /// Objects written while opening, for the next report.
     opened: usize,
 }
@@ -82,10 +88,12 @@ impl Dataplane {
     ///
     /// # Errors
     ///
-    /// Whatever keeps the node from carrying egress traffic at all: missing capabilities, no bpffs, no uplink.
+    /// Whatever keeps the node from carrying egress traffic at all: missing capabilities, no bpffs, no uplink, another agent.
     pub async fn open(config: Config) -> Result<Self, OpenError> {
         let network = Network::open()?;
         let mut uplink = network.uplink(&config).await?;
+        check_bpffs(&config.bpffs)?;
+        let lock = Lock::take(&config.pin_root()).await?;
         let (mut programs, mut maps) = Programs::load(&config)?;
         let mut opened =
             usize::from(Ruleset::new(Family::Ipv4, config.mark, config.tunnel_port).ensure()?);
@@ -128,6 +136,7 @@ impl Dataplane {
             prober,
             steered,
             families,
+            _lock: lock,
             opened,
         })
     }

@@ -269,7 +269,6 @@ impl Prober {
                 }
             }
         }
-        eprintln!(start.elapsed(), lock(&self.heard).of_cluster);
         let taken = asked
             .into_iter()
             .filter_map(|(address, asked)| Some((address, asked.answered?)));

@@ -161,7 +161,6 @@ pub(crate) struct Programs {
 impl Programs {
     /// Loads the programs and opens the maps, those of an earlier run where they are pinned.
     pub(crate) fn load(config: &Config) -> Result<(Self, Maps), ProgramsError> {
-        check_bpffs(&config.bpffs)?;
         let mechanism = config.attachment.mechanism()?;
         let pins = config.pins();
         fs::create_dir_all(&pins).map_err(|source| ProgramsError::Pins {
@@ -445,7 +444,8 @@ fn remove_note(note: &Path) -> Result<(), ProgramsError> {
     }
 }
 
-fn check_bpffs(path: &Path) -> Result<(), ProgramsError> {
+/// Fails where no bpffs is mounted: pins would be ordinary files.
+pub(crate) fn check_bpffs(path: &Path) -> Result<(), ProgramsError> {
     let is_bpffs = nix::sys::statfs::statfs(path)
         .is_ok_and(|stat| stat.filesystem_type() == nix::sys::statfs::BPF_FS_MAGIC);
     if is_bpffs {
