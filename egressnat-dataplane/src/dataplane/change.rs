@@ -117,7 +117,9 @@ impl Dataplane {
                 self.network
                     .remove_floating_ip(self.uplink.index, address)
                     .await?;
-                self.prober.let_go(address);
+                if let IpAddr::V4(address) = address {
+                    self.prober.let_go(address);
+                }
             }
             Change::RemoveSnat(address) => self.remove_snat(address)?,
             // Made already, as a whole.
