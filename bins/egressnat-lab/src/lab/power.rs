@@ -1,0 +1,113 @@
+//! What happens to single nodes and agents: power, frost, restarts.
+
+use std::fs;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail};
+use egressnat_kube::{Kind, ObjectKey};
+use nix::sys::signal::Signal;
+
+use super::{Lab, agent_name};
+use crate::{netns, process};
+
+impl Lab {
+    fn off_marker(&self, node: &str) -> PathBuf {
+        self.directory.join("off").join(node)
+    }
+
+    /// Whether a node is powered off.
+    pub fn is_off(&self, node: &str) -> bool {
+        self.off_marker(node).exists()
+    }
+
+    fn check_node(&self, node: &str) -> Result<()> {
+        match self.store()?.get(&ObjectKey::cluster(Kind::Node, node))? {
+            Some(_) => Ok(()),
+            None => bail!("there is no node {node:?}: 'egressnat-lab get nodes' lists them"),
+        }
+    }
+
+    /// Takes the power from a node: its processes, its kernel's state and its pods are gone in an instant.
+    ///
+    /// # Errors
+    ///
+    /// There is no such node.
+    pub fn power_off(&self, node: &str) -> Result<()> {
+        self.check_node(node)?;
+        fs::create_dir_all(self.directory.join("off"))?;
+        fs::write(self.off_marker(node), "")?;
+        let namespace = self.topology.node(node);
+        // First the wire: whatever dies later can tell nobody.
+        let _ = netns::ip(Some(&namespace), &["link set eth0 down".to_owned()]);
+        process::kill_all(&self.directory, |role| {
+            role.ends_with(&format!("@{namespace}"))
+        })?;
+        self.reconcile()?;
+        self.forget_pins(node);
+        Ok(())
+    }
+
+    /// Gives a node its power back: it boots with nothing but its objects.
+    ///
+    /// # Errors
+    ///
+    /// There is no such node, or it does not come up.
+    pub fn power_on(&self, node: &str) -> Result<()> {
+        self.check_node(node)?;
+        let _ = fs::remove_file(self.off_marker(node));
+        self.reconcile()?;
+        self.wait_for_agents()
+    }
+
+    pub(super) fn forget_pins(&self, node: &str) {
+        let _ = fs::remove_dir_all(self.bpffs().join(node));
+    }
+
+    fn agent(&self, node: &str) -> Result<nix::unistd::Pid> {
+        self.check_node(node)?;
+        let role = format!("{}@{}", agent_name(node), self.topology.node(node));
+        process::find(&self.directory, &role).with_context(|| format!("no agent runs on {node}"))
+    }
+
+    /// The process id of a node's agent.
+    ///
+    /// # Errors
+    ///
+    /// None runs.
+    pub fn agent_pid(&self, node: &str) -> Result<i32> {
+        Ok(self.agent(node)?.as_raw())
+    }
+
+    /// Stops a node's agent in its tracks (SIGSTOP); its kernel goes on.
+    ///
+    /// # Errors
+    ///
+    /// None runs.
+    pub fn freeze(&self, node: &str) -> Result<()> {
+        process::signal(self.agent(node)?, Signal::SIGSTOP)
+    }
+
+    /// Lets a frozen agent go on.
+    ///
+    /// # Errors
+    ///
+    /// None runs.
+    pub fn thaw(&self, node: &str) -> Result<()> {
+        process::signal(self.agent(node)?, Signal::SIGCONT)
+    }
+
+    /// Kills a node's agent (SIGKILL) and starts another.
+    ///
+    /// # Errors
+    ///
+    /// The node is not there or off.
+    pub fn restart_agent(&self, node: &str) -> Result<()> {
+        self.check_node(node)?;
+        if self.is_off(node) {
+            bail!("{node} is powered off: run 'egressnat-lab power-on {node}'");
+        }
+        let role = format!("{}@{}", agent_name(node), self.topology.node(node));
+        process::kill_all(&self.directory, |other| other == role)?;
+        self.start_agent(node)
+    }
+}
