@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# serve.sh DIRECTORY ETCD_PORT ETCD_PEER_PORT API_PORT: an empty API server on loopback, for as long as standard input stays open.
+# serve.sh DIRECTORY ETCD_PORT ETCD_PEER_PORT API_PORT [ADDRESS]: an empty API server on ADDRESS (127.0.0.1), with its etcd on loopback, for
+# as long as standard input stays open.
 #
 # Everything it has is in DIRECTORY, which goes with it: DIRECTORY/kubeconfig is for the user admin, who may do everything. Whoever
 # starts it holds the other end of its standard input, so that it ends however they end, kill -9 included.
 set -euo pipefail
 
 assets=${KUBEBUILDER_ASSETS:?run: export KUBEBUILDER_ASSETS=\$(hack/kube-apiserver.sh)}
-directory=$1 etcd_port=$2 peer_port=$3 api_port=$4
+directory=$1 etcd_port=$2 peer_port=$3 api_port=$4 address=${5:-127.0.0.1}
 
 pids=()
 finish() {
@@ -31,7 +32,7 @@ current-context: test
 clusters:
 - name: test
   cluster:
-    server: https://127.0.0.1:$api_port
+    server: https://$address:$api_port
     certificate-authority: $directory/certs/apiserver.crt
 users:
 - name: admin
@@ -53,10 +54,11 @@ peer_url=http://127.0.0.1:$peer_port
     --initial-cluster "default=$peer_url" \
     </dev/null >"$directory/etcd.log" 2>&1 &
 pids+=($!)
+echo $! >"$directory/etcd.pid"
 # No controller runs beside it that would make service accounts for pods; requests are too few to be queued.
 start_api() {
     "$assets/kube-apiserver" --etcd-servers "$etcd_url" \
-        --bind-address 127.0.0.1 --secure-port "$api_port" --advertise-address 127.0.0.1 --endpoint-reconciler-type none \
+        --bind-address "$address" --secure-port "$api_port" --advertise-address "$address" --endpoint-reconciler-type none \
         --cert-dir "$directory/certs" --token-auth-file "$directory/tokens.csv" --authorization-mode RBAC \
         --service-account-issuer https://kubernetes.default.svc --service-account-key-file "$directory/service-account.key" \
         --service-account-signing-key-file "$directory/service-account.key" --service-cluster-ip-range 10.96.0.0/16 \

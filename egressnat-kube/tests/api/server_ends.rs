@@ -6,7 +6,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
-use crate::server::{Server, free_ports, serve};
+use egressnat_apiserver::{Listen, Programs};
+
+use crate::server::Server;
 
 /// The processes that have this directory in their command line.
 fn processes_of(directory: &Path) -> Vec<PathBuf> {
@@ -39,11 +41,13 @@ fn a_server_leaves_no_process_and_no_file_when_its_test_panics() {
 #[test]
 fn a_server_that_cannot_have_its_port_ends_and_says_why() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
-    let [_, peer, api] = free_ports();
-    let ports = [taken.local_addr().unwrap().port(), peer, api];
+    let listen = Listen {
+        etcd: taken.local_addr().unwrap().port(),
+        ..Listen::anywhere().unwrap()
+    };
     let place = tempfile::tempdir().unwrap();
     let directory = place.path().join("server");
-    let mut script = serve(&directory, ports);
+    let mut script = Programs::find().unwrap().serve(&directory, &listen);
     let mut child = script.stderr(Stdio::piped()).spawn().unwrap();
     // Held until it has ended: it ends by itself.
     let input = child.stdin.take();
