@@ -4,10 +4,11 @@ use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 
 use anyhow::{Context, Result, bail};
-use egressnat_kube::{Applied, DirectoryStore, Kind, Object, ObjectKey};
+use egressnat_kube::{Applied, Kind, Object, ObjectKey};
 use ipnet::Ipv4Net;
 use serde_json::{Value, json};
 
+use crate::objects::Objects;
 use crate::topology::SEGMENT;
 
 /// A node as the topology needs it.
@@ -71,11 +72,11 @@ pub(crate) fn default_pods() -> Vec<Object> {
 
 /// Applies a manifest. What the lab filled in stays where the manifest does not name it, as a scheduler's work does; a
 /// node's own addresses, which are its status, are honored.
-pub(crate) fn apply(store: &DirectoryStore, mut manifest: Object) -> Result<Applied> {
+pub(crate) fn apply(store: &Objects, mut manifest: Object) -> Result<Applied> {
     let filled_in = match manifest.kind() {
         Kind::Node => "podCIDR",
         Kind::Pod => "nodeName",
-        _ => return Ok(store.apply(manifest)?),
+        _ => return store.apply(manifest),
     };
     let key = manifest.key().clone();
     let old = store.get(&key)?;
@@ -90,14 +91,13 @@ pub(crate) fn apply(store: &DirectoryStore, mut manifest: Object) -> Result<Appl
     if key.kind != Kind::Node || addresses.is_null() {
         return Ok(applied);
     }
-    let mut node = store
+    let node = store
         .get(&key)?
         .with_context(|| format!("{key} is gone again"))?;
     if *node.at("/status/addresses") == addresses {
         return Ok(applied);
     }
-    node.value_mut()["status"]["addresses"] = addresses;
-    set_status(store, node)?;
+    store.set_status(&key, &json!({ "addresses": addresses }))?;
     Ok(match applied {
         Applied::Unchanged => Applied::Changed,
         other => other,
@@ -111,7 +111,7 @@ pub(crate) struct Placed<T> {
 }
 
 /// Gives every node its address and pod range, and writes them to the objects.
-pub(crate) fn place_nodes(store: &DirectoryStore) -> Result<Placed<NodePlace>> {
+pub(crate) fn place_nodes(store: &Objects) -> Result<Placed<NodePlace>> {
     let mut nodes = store.list(Kind::Node)?;
     // Workers come first, so that they have the small numbers.
     nodes.sort_by_key(|node| {
@@ -146,10 +146,8 @@ pub(crate) fn place_nodes(store: &DirectoryStore) -> Result<Placed<NodePlace>> {
                     .find(|address| !addresses.contains(address));
                 let address =
                     free.with_context(|| format!("no address is left for node {}", node.name()))?;
-                let mut object = node.clone();
-                object.value_mut()["status"] =
-                    json!({ "addresses": [{ "type": "InternalIP", "address": address }] });
-                set_status(store, object)?;
+                let addresses = json!([{ "type": "InternalIP", "address": address }]);
+                store.set_status(node.key(), &json!({ "addresses": addresses }))?;
                 address
             }
         };
@@ -161,9 +159,7 @@ pub(crate) fn place_nodes(store: &DirectoryStore) -> Result<Placed<NodePlace>> {
                 let free = candidates.into_iter().find(|range| !ranges.contains(range));
                 let range =
                     free.with_context(|| format!("no pod range is left for node {}", node.name()))?;
-                let mut object = node.clone();
-                object.value_mut()["spec"]["podCIDR"] = json!(range.to_string());
-                store.apply(object)?;
+                store.set_pod_range(node.key(), &range.to_string())?;
                 range
             }
         };
@@ -198,15 +194,6 @@ fn claims_of(
         );
     }
     Ok((address, range))
-}
-
-/// Writes a status as somebody who just read the object.
-fn set_status(store: &DirectoryStore, mut object: Object) -> Result<()> {
-    if let Some(metadata) = object.value_mut()["metadata"].as_object_mut() {
-        metadata.remove("resourceVersion");
-    }
-    store.set_status(object)?;
-    Ok(())
 }
 
 fn address_of(node: &Object) -> Result<Option<Ipv4Addr>> {
@@ -244,7 +231,7 @@ fn range_of(node: &Object) -> Result<Option<Ipv4Net>> {
 }
 
 /// Puts every pod on a node and gives it its address, and writes both to the objects.
-pub(crate) fn place_pods(store: &DirectoryStore, nodes: &[NodePlace]) -> Result<Placed<PodPlace>> {
+pub(crate) fn place_pods(store: &Objects, nodes: &[NodePlace]) -> Result<Placed<PodPlace>> {
     let mut places: Vec<PodPlace> = Vec::new();
     let mut errors = Vec::new();
     let (placed, open): (Vec<Object>, Vec<Object>) = store
@@ -263,7 +250,7 @@ pub(crate) fn place_pods(store: &DirectoryStore, nodes: &[NodePlace]) -> Result<
 }
 
 fn place_pod(
-    store: &DirectoryStore,
+    store: &Objects,
     nodes: &[NodePlace],
     places: &[PodPlace],
     pod: &Object,
@@ -287,9 +274,7 @@ fn place_pod(
                 .iter()
                 .min_by_key(|node| count(node))
                 .context("there is no node for pods")?;
-            let mut object = pod.clone();
-            object.value_mut()["spec"]["nodeName"] = json!(node.name);
-            store.apply(object)?;
+            store.bind(pod.key(), &node.name)?;
             node
         }
     };
@@ -309,11 +294,9 @@ fn place_pod(
             let address = free.with_context(|| {
                 format!("no address is left in {} for {}", node.pods, pod.key())
             })?;
-            let mut object = pod.clone();
             let text = address.to_string();
-            object.value_mut()["status"] =
-                json!({ "phase": "Running", "podIP": text, "podIPs": [{ "ip": text }] });
-            set_status(store, object)?;
+            let status = json!({ "phase": "Running", "podIP": text, "podIPs": [{ "ip": text }] });
+            store.set_status(pod.key(), &status)?;
             address
         }
     };

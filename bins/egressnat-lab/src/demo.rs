@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 use egressnat_kube::{Kind, Object, ObjectKey};
 use serde_json::Value;
 
-use crate::lab::{Lab, UpOptions};
+use crate::lab::{Lab, ObjectPlace, UpOptions};
 use crate::probe::{Protocol, Traffic, seen_pings, seen_source, until};
 use crate::target::Target;
 
@@ -36,10 +36,10 @@ const V1ALPHA1: [&str; 3] = [
 /// # Errors
 ///
 /// Something that was observed is not as it must be.
-pub fn run(lab: &Lab, out: &mut dyn Write) -> Result<()> {
+pub fn run(lab: &Lab, objects: ObjectPlace, out: &mut dyn Write) -> Result<()> {
     lab.down()
         .context("an earlier lab of this name is in the way")?;
-    let mut tour = Tour { lab, out };
+    let mut tour = Tour { lab, objects, out };
     let outcome = tour.all();
     if outcome.is_err() {
         // The agents' own words, before they are gone.
@@ -67,13 +67,18 @@ pub fn run(lab: &Lab, out: &mut dyn Write) -> Result<()> {
 
 struct Tour<'a> {
     lab: &'a Lab,
+    objects: ObjectPlace,
     out: &'a mut dyn Write,
 }
 
 impl Tour<'_> {
     fn all(&mut self) -> Result<()> {
         self.heading("1. Two workers and a control-plane node come up; the seeds' v1 manifests are applied unchanged")?;
-        let errors = self.lab.up(&UpOptions::default())?;
+        let options = UpOptions {
+            objects: self.objects,
+            ..UpOptions::default()
+        };
+        let errors = self.lab.up(&options)?;
         expect("no manifest is refused", errors.is_empty(), &errors)?;
         self.apply(&V1)?;
 

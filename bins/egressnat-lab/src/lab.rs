@@ -1,14 +1,18 @@
 //! A lab: its directory, its objects, its namespaces, its processes.
 
+use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use egressnat_kube::{Applied, DirectoryStore, Kind, Manifests, Object, ObjectKey, read_manifests};
 
 use crate::cluster::{self, default_nodes, default_pods};
+use crate::control_plane::ControlPlane;
+use crate::objects::{ApiObjects, Objects};
 use crate::target::Target;
 use crate::topology::Topology;
 use crate::{netns, process};
@@ -30,6 +34,18 @@ pub struct UpOptions {
     pub manifests: Vec<PathBuf>,
     /// Workers of the default cluster, where the manifests have no nodes.
     pub workers: usize,
+    /// Where the objects of a new lab live; one that is up stays as it is.
+    pub objects: ObjectPlace,
+}
+
+/// Where the objects of a lab live.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum ObjectPlace {
+    /// In a directory of YAML files.
+    #[default]
+    Directory,
+    /// In a real API server, which the lab starts.
+    ApiServer,
 }
 
 impl Default for UpOptions {
@@ -37,16 +53,28 @@ impl Default for UpOptions {
         Self {
             manifests: Vec::new(),
             workers: 2,
+            objects: ObjectPlace::default(),
         }
     }
 }
 
 /// A lab by its name. Opening one makes nothing; several can be up side by side.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Lab {
     name: String,
     directory: PathBuf,
     topology: Topology,
+    control_plane: ControlPlane,
+    /// The way to the API server, with the kubeconfig that it was made of.
+    api: Arc<Mutex<Option<(String, ApiObjects)>>>,
+}
+
+impl fmt::Debug for Lab {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Lab")
+            .field("directory", &self.directory)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Lab {
@@ -64,8 +92,10 @@ impl Lab {
         let topology = Topology::new(name, &directory);
         Ok(Self {
             name: name.to_owned(),
+            control_plane: ControlPlane::of(&directory),
             directory,
             topology,
+            api: Arc::default(),
         })
     }
 
@@ -81,7 +111,21 @@ impl Lab {
 
     /// Whether it was brought up.
     pub fn is_up(&self) -> bool {
-        self.objects().is_dir()
+        self.objects().is_dir() || self.control_plane.is_there()
+    }
+
+    /// The kubeconfig of its API server, for who may do everything.
+    ///
+    /// # Errors
+    ///
+    /// It has none, or is not up.
+    pub fn kubeconfig(&self) -> Result<&Path> {
+        let path = self.control_plane.kubeconfig();
+        if !path.is_file() {
+            let name = &self.name;
+            bail!("the lab {name} has no API server: run 'egressnat-lab up --api --name {name}'");
+        }
+        Ok(path)
     }
 
     fn objects(&self) -> PathBuf {
@@ -93,7 +137,7 @@ impl Lab {
     /// # Errors
     ///
     /// It is not up.
-    pub fn store(&self) -> Result<DirectoryStore> {
+    pub fn store(&self) -> Result<Objects> {
         if !self.is_up() {
             bail!(
                 "the lab {} is not up: run 'egressnat-lab up --name {}'",
@@ -101,7 +145,20 @@ impl Lab {
                 self.name
             );
         }
-        Ok(DirectoryStore::open(self.objects())?)
+        if !self.control_plane.is_there() {
+            return Ok(DirectoryStore::open(self.objects())?.into());
+        }
+        let path = self.kubeconfig()?;
+        let text = fs::read_to_string(path)?;
+        let mut api = self.api.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*api {
+            Some((known, objects)) if *known == text => Ok(objects.clone().into()),
+            _ => {
+                let objects = ApiObjects::open(path)?;
+                *api = Some((text, objects.clone()));
+                Ok(objects.into())
+            }
+        }
     }
 
     /// Brings the lab up, or brings what is missing of it. Returns the errors of manifests that cannot be used; all
@@ -115,7 +172,15 @@ impl Lab {
         // Again, should the last of other labs just have taken the directory of all labs away.
         fs::create_dir_all(&logs).or_else(|_| fs::create_dir_all(&logs))?;
         self.mount_bpffs()?;
-        let store = DirectoryStore::open(self.objects())?;
+        if options.objects == ObjectPlace::ApiServer && !self.is_up() {
+            self.control_plane.prepare()?;
+        }
+        if self.control_plane.is_there() {
+            self.start_control_plane()?;
+        } else {
+            fs::create_dir_all(self.objects())?;
+        }
+        let store = self.store()?;
         let mut given = Manifests::default();
         for path in &options.manifests {
             let read = read_manifests(path);
@@ -280,7 +345,7 @@ fn agent_name(node: &str) -> String {
     format!("agent-{node}")
 }
 
-fn apply_all(store: &DirectoryStore, objects: Vec<Object>) -> Vec<String> {
+fn apply_all(store: &Objects, objects: Vec<Object>) -> Vec<String> {
     objects
         .into_iter()
         .filter_map(|object| cluster::apply(store, object).err())

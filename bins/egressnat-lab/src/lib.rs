@@ -2,7 +2,8 @@
 //!
 //! Each node is a namespace with an agent process of its own, each pod a namespace behind a routed veth pair. The nodes
 //! share an L2 segment, 192.168.1.0/24; behind a router there is an outside network with servers at 8.8.8.8 and 9.9.9.9
-//! that answer with the client's address as they saw it. Objects are a directory of YAML files.
+//! that answer with the client's address as they saw it. Objects are a directory of YAML files, or live in a real API server
+//! on a machine of its own on the segment.
 //!
 //! ```text
 //!  pod ─ veth ─ node worker1 ─┐                      ┌─ 8.8.8.8  HTTP :80, echo :7
@@ -16,16 +17,20 @@
 #![deny(missing_docs)]
 
 mod cluster;
+mod control_plane;
 pub mod demo;
 pub mod get;
 mod lab;
 mod netns;
+mod objects;
 pub mod probe;
 mod process;
+mod relay;
 pub mod server;
 mod target;
 mod topology;
 
-pub use lab::{Lab, Outcome, UpOptions};
+pub use lab::{Lab, ObjectPlace, Outcome, UpOptions};
 pub use netns::within;
+pub use objects::Objects;
 pub use target::Target;

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
 use egressnat_kube::{Applied, Kind};
-use egressnat_lab::{Lab, Target, UpOptions, demo, get, server};
+use egressnat_lab::{Lab, ObjectPlace, Target, UpOptions, demo, get, server};
 
 /// A cluster of network namespaces on this machine, with egressnat in it.
 #[derive(Parser)]
@@ -30,6 +30,9 @@ enum Command {
         /// Workers, where the manifests have no nodes.
         #[arg(long, value_name = "N", default_value_t = 2)]
         nodes: usize,
+        /// Start a real kube-apiserver and keep the objects there.
+        #[arg(long)]
+        api: bool,
     },
     /// Runs a command in a pod (NAMESPACE/NAME), a node (node/NAME), the router or the outside.
     Exec {
@@ -92,7 +95,16 @@ enum Command {
     /// Takes the lab down; nothing is left.
     Down,
     /// The tour: from the seeds' manifests to a server that sees the floating IP, before and after a gateway's death.
-    Demo,
+    Demo {
+        /// With a real kube-apiserver.
+        #[arg(long)]
+        api: bool,
+    },
+    /// Prints the path of the kubeconfig of a lab that was brought up with --api.
+    Kubeconfig,
+    /// Runs the lab's API server (the lab starts it).
+    #[command(hide = true)]
+    ServeApi,
     /// Serves HTTP and echo in this namespace (the lab starts it outside).
     #[command(hide = true)]
     Serve,
@@ -102,10 +114,15 @@ fn main() -> Result<ExitCode> {
     let arguments = Arguments::parse();
     let lab = Lab::open(&arguments.name)?;
     match arguments.command {
-        Command::Up { manifests, nodes } => {
+        Command::Up {
+            manifests,
+            nodes,
+            api,
+        } => {
             let errors = lab.up(&UpOptions {
                 manifests,
                 workers: nodes,
+                objects: place(api),
             })?;
             print!("{}", overview(&lab)?);
             return Ok(report(&errors));
@@ -142,10 +159,20 @@ fn main() -> Result<ExitCode> {
         Command::Thaw { node } => lab.thaw(&node)?,
         Command::RestartAgent { node } => lab.restart_agent(&node)?,
         Command::Down => lab.down()?,
-        Command::Demo => demo::run(&lab, &mut std::io::stdout())?,
+        Command::Demo { api } => demo::run(&lab, place(api), &mut std::io::stdout())?,
+        Command::Kubeconfig => println!("{}", lab.kubeconfig()?.display()),
+        Command::ServeApi => lab.serve_api()?,
         Command::Serve => server::serve()?,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn place(api: bool) -> ObjectPlace {
+    if api {
+        ObjectPlace::ApiServer
+    } else {
+        ObjectPlace::Directory
+    }
 }
 
 /// Tells what could not be used; the rest was.
@@ -181,6 +208,9 @@ fn overview(lab: &Lab) -> Result<String> {
     }
     text += "\noutside: 8.8.8.8 and 9.9.9.9, HTTP on port 80, TCP and UDP echo on port 7\n";
     text += "try: egressnat-lab exec alice/frontend-0 -- curl -s http://8.8.8.8/\n";
+    if let Ok(kubeconfig) = lab.kubeconfig() {
+        text += &format!("for kubectl: export KUBECONFIG={}\n", kubeconfig.display());
+    }
     Ok(text)
 }
 

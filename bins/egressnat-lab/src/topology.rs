@@ -53,6 +53,10 @@ impl Topology {
         self.named("outside")
     }
 
+    pub(crate) fn control_plane(&self) -> String {
+        self.named("api")
+    }
+
     pub(crate) fn node(&self, name: &str) -> String {
         self.named(&format!("node-{name}"))
     }
@@ -159,6 +163,20 @@ impl Topology {
                 format!("link set {port} up"),
             ],
         )
+    }
+
+    /// A machine on the segment for the API server.
+    pub(crate) fn build_control_plane(&self, address: Ipv4Addr) -> Result<()> {
+        let namespace = self.control_plane();
+        self.build(&namespace, "", || {
+            self.connect(&namespace, "api")?;
+            let commands = [
+                format!("addr add {address}/{} dev eth0", SEGMENT.prefix_len()),
+                "link set eth0 up".to_owned(),
+            ];
+            netns::ip(Some(&namespace), &commands)
+        })?;
+        Ok(())
     }
 
     /// A node on the segment. Returns whether it was made.

@@ -1,13 +1,14 @@
 //! Namespaces and processes as the objects say.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use egressnat_kube::{Kind, ObjectKey};
 
 use super::{Lab, PATIENCE, agent_name};
 use crate::cluster::{NodePlace, PodPlace, place_nodes, place_pods};
+use crate::control_plane::{ADDRESS, ROLE};
 use crate::probe::until;
 use crate::process;
 use crate::topology::SERVERS;
@@ -18,6 +19,7 @@ impl Lab {
         let store = self.store()?;
         let mut errors = Vec::new();
         self.topology.build_network()?;
+        store.finish_deletions()?;
         let nodes = place_nodes(&store)?;
         errors.extend(nodes.errors);
         let nodes = nodes.places;
@@ -60,21 +62,11 @@ impl Lab {
             self.topology.build_pod(pod)?;
         }
         let outside = self.topology.outside();
-        let own = std::env::current_exe()?;
-        let lab = if own.ends_with("egressnat-lab") {
-            own
-        } else {
-            process::program("egressnat-lab")?
-        };
-        self.ensure_process("servers", Some(&outside), &lab, &["serve".to_owned()])?;
-        let objects = self.objects().display().to_string();
-        let arguments = ["--manifests".to_owned(), objects.clone()];
-        self.ensure_process(
-            "controller",
-            None,
-            &process::program("egressnat-controller")?,
-            &arguments,
-        )?;
+        let lab = own_program()?;
+        self.ensure_process("servers", Some(&outside), &lab, || {
+            Ok(vec!["serve".to_owned()])
+        })?;
+        self.start_controller()?;
         for node in running {
             self.start_agent(&node.name)?;
         }
@@ -87,6 +79,9 @@ impl Lab {
             self.topology.router(),
             self.topology.outside(),
         ];
+        if self.control_plane.is_there() {
+            wanted.push(self.topology.control_plane());
+        }
         wanted.extend(running.iter().map(|node| self.topology.node(&node.name)));
         let is_running =
             |pod: &&PodPlace| !pod.host_network && running.iter().any(|node| node.name == pod.node);
@@ -98,26 +93,72 @@ impl Lab {
         wanted
     }
 
+    /// Starts the API server unless it runs, and waits until it has what egressnat needs.
+    pub(super) fn start_control_plane(&self) -> Result<()> {
+        self.topology.build_network()?;
+        self.topology.build_control_plane(ADDRESS)?;
+        let is_new = process::find(&self.directory, &format!("{ROLE}@")).is_none();
+        if is_new {
+            // A new server is empty and knows no token of an earlier one's.
+            process::kill_all(&self.directory, |role| {
+                role.starts_with("agent-") || role.starts_with("controller@")
+            })?;
+        }
+        self.ensure_process(ROLE, None, &own_program()?, || {
+            let name = self.name().to_owned();
+            Ok(vec!["--name".to_owned(), name, "serve-api".to_owned()])
+        })?;
+        self.control_plane.await_ready(&self.directory)?;
+        if is_new {
+            self.control_plane.install(&self.store()?)?;
+        }
+        Ok(())
+    }
+
+    /// Runs the API server until it ends.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be started, or has ended.
+    pub fn serve_api(&self) -> Result<()> {
+        self.control_plane.serve(&self.topology.control_plane())
+    }
+
+    /// Where a program finds the objects.
+    fn objects_of(&self, account: &str, node: Option<&str>) -> Result<[String; 2]> {
+        let (option, path) = if self.control_plane.is_there() {
+            let path = self.control_plane.credentials(account, node)?;
+            ("--kubeconfig", path)
+        } else {
+            ("--manifests", self.objects())
+        };
+        Ok([option.to_owned(), path.display().to_string()])
+    }
+
+    fn start_controller(&self) -> Result<()> {
+        let beside_the_api = self.topology.control_plane();
+        let namespace = self
+            .control_plane
+            .is_there()
+            .then_some(beside_the_api.as_str());
+        let program = process::program("egressnat-controller")?;
+        self.ensure_process("controller", namespace, &program, || {
+            Ok(self.objects_of("egressnat-controller", None)?.to_vec())
+        })
+    }
+
     pub(super) fn start_agent(&self, node: &str) -> Result<()> {
         let bpffs = self.bpffs().join(node);
         fs::create_dir_all(&bpffs)?;
-        let arguments = [
-            "--manifests".to_owned(),
-            self.objects().display().to_string(),
-            "--node".to_owned(),
-            node.to_owned(),
-            "--uplink".to_owned(),
-            "eth0".to_owned(),
-            "--bpffs".to_owned(),
-            bpffs.display().to_string(),
-        ];
         let namespace = self.topology.node(node);
-        self.ensure_process(
-            &agent_name(node),
-            Some(&namespace),
-            &process::program("egressnat-agent")?,
-            &arguments,
-        )
+        let program = process::program("egressnat-agent")?;
+        self.ensure_process(&agent_name(node), Some(&namespace), &program, || {
+            let mut arguments = self.objects_of("egressnat-agent", Some(node))?.to_vec();
+            let bpffs = bpffs.display().to_string();
+            let host = ["--node", node, "--uplink", "eth0", "--bpffs", &bpffs];
+            arguments.extend(host.map(str::to_owned));
+            Ok(arguments)
+        })
     }
 
     /// Starts a process unless it runs.
@@ -126,14 +167,14 @@ impl Lab {
         name: &str,
         namespace: Option<&str>,
         program: &Path,
-        arguments: &[String],
+        arguments: impl FnOnce() -> Result<Vec<String>>,
     ) -> Result<()> {
         let role = format!("{name}@{}", namespace.unwrap_or_default());
         if process::find(&self.directory, &role).is_some() {
             return Ok(());
         }
         let mut command = process::command(&self.directory, &role, namespace, program)?;
-        command.args(arguments);
+        command.args(arguments()?);
         process::start(
             command,
             &self.directory.join("logs").join(format!("{name}.log")),
@@ -165,5 +206,15 @@ impl Lab {
             crate::probe::seen_pings(&outside, SERVERS[0].parse().ok()?).ok()
         })?;
         Ok(())
+    }
+}
+
+/// The lab's command line, also where this is a test of it.
+fn own_program() -> Result<PathBuf> {
+    let own = std::env::current_exe()?;
+    if own.ends_with("egressnat-lab") {
+        Ok(own)
+    } else {
+        process::program("egressnat-lab")
     }
 }

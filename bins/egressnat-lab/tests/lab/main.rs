@@ -1,6 +1,7 @@
 //! Real packets through real kernels' namespaces: the lab with the real controller and agents. Needs root.
 #![expect(clippy::unwrap_used, reason = "a test fails by it")]
 
+mod api;
 mod input;
 mod packets;
 mod restarts;

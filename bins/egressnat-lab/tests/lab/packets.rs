@@ -9,7 +9,7 @@ use egressnat_lab::demo;
 fn the_tour_finds_everything_as_it_must_be_e1_e12_e20_e21_e30_e31_e40() {
     let lab = TestLab::new();
     let mut text = Vec::new();
-    let outcome = demo::run(&lab, &mut text);
+    let outcome = demo::run(&lab, egressnat_lab::ObjectPlace::Directory, &mut text);
     let text = String::from_utf8(text).unwrap();
     assert!(outcome.is_ok(), "{}\n{text}", outcome.unwrap_err());
 }
