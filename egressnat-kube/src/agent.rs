@@ -10,6 +10,7 @@ use ipnet::IpNet;
 
 use crate::index::Index;
 use crate::kind::Kind;
+use crate::pulse::Pulse;
 use crate::store::{ObjectStore, StoreError, Watch, WatchEvent, WatchRequest};
 
 mod own_node;
@@ -42,6 +43,8 @@ pub struct AgentConfig {
     pub lease_duration: Duration,
     /// Ranges inside the cluster that no object tells, such as the service range.
     pub cluster_ranges: Vec<IpNet>,
+    /// Where the loop tells how it is.
+    pub pulse: Pulse,
 }
 
 /// The packet path of the node, as the agent's loop sees it: a CNI brings its own.
@@ -82,6 +85,7 @@ where
         index: Index::new(config.cluster_ranges),
         failures: Vec::new(),
         is_synced: false,
+        pulse: config.pulse,
     };
     let mut audit = tokio::time::interval(AUDIT);
     audit.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -95,6 +99,7 @@ where
             _ = audit.tick() => {}
         }
         agent.apply(&mut dataplane).await;
+        agent.pulse.turned();
     }
 }
 
@@ -114,6 +119,7 @@ struct Agent {
     failures: Vec<Failure>,
     /// Whether the watch has told everything once. A plan made before would take away what is right.
     is_synced: bool,
+    pulse: Pulse,
 }
 
 impl Agent {
@@ -128,10 +134,15 @@ impl Agent {
     fn take(&mut self, event: WatchEvent) {
         self.is_synced |= matches!(event, WatchEvent::Restarted(_));
         match event {
+            WatchEvent::Restarted(_) => self.pulse.synced(),
             WatchEvent::Interrupted => {
+                self.pulse.lost_sight();
                 tracing::warn!("the store cannot be seen: the plan stays as it is");
             }
-            WatchEvent::Resumed => tracing::info!("the store is seen again"),
+            WatchEvent::Resumed => {
+                self.pulse.regained_sight();
+                tracing::info!("the store is seen again");
+            }
             _ => {}
         }
         for error in self.index.take(event) {
@@ -149,6 +160,7 @@ impl Agent {
         let assignment = self.index.assignment(&effective_gateways(&snapshot));
         let planned = plan_node(&snapshot, &assignment, &self.node);
         let report = dataplane.apply(&planned.plan).await;
+        self.pulse.applied(&report);
         if report.changes > 0 {
             tracing::info!(
                 changes = report.changes,

@@ -15,6 +15,7 @@ use crate::kind::Kind;
 use crate::lease::{lease_key, lease_node, read_lease};
 use crate::liveness::Liveness;
 use crate::object::Object;
+use crate::pulse::{BEAT, Observed, Pulse};
 use crate::resource::object_key;
 use crate::store::{ObjectStore, StoreError, Watch, WatchEvent, WatchRequest};
 
@@ -51,6 +52,8 @@ pub struct ControllerConfig {
     pub cluster_ranges: Vec<IpNet>,
     /// How controllers agree which of them writes; none if there is no other.
     pub election: Option<Election>,
+    /// Where the loop tells how it is.
+    pub pulse: Pulse,
 }
 
 /// Runs the controller until the store goes away.
@@ -89,8 +92,14 @@ pub async fn run_controller_until<S: ObjectStore>(
             (leadership, Some(elector))
         }
     };
+    let pulse = config.pulse;
+    let store = Observed {
+        store,
+        pulse: pulse.clone(),
+    };
     let store = Led { store, leadership };
     let mut controller = Controller::new(store, config.cluster_ranges);
+    controller.pulse = pulse;
     // Dropped where it is, in the middle of a write perhaps, before the lead is given up.
     let stopped = async {
         tokio::select! {
@@ -175,6 +184,7 @@ struct Controller<S> {
     is_leading: bool,
     /// When the store was last heard of.
     last_contact: Instant,
+    pulse: Pulse,
 }
 
 impl<S: ObjectStore> Controller<S> {
@@ -193,6 +203,7 @@ impl<S: ObjectStore> Controller<S> {
             is_interrupted: false,
             is_leading: false,
             last_contact: Instant::now(),
+            pulse: Pulse::default(),
         }
     }
 
@@ -202,7 +213,9 @@ impl<S: ObjectStore> Controller<S> {
         let mut retry = Retry::default();
         loop {
             let expiry = self.next_expiry(Instant::now());
-            let wake = expiry.into_iter().chain(retry.at).min();
+            // With nothing to do it turns all the same, by which it is seen to be alive.
+            let beat = Some(Instant::now() + BEAT);
+            let wake = expiry.into_iter().chain(retry.at).chain(beat).min();
             tokio::select! {
                 event = watch.next() => {
                     let Some(event) = event else { return };
@@ -216,7 +229,10 @@ impl<S: ObjectStore> Controller<S> {
                 () = until(wake) => {}
             }
             self.is_due |= retry.at.take_if(|at| *at <= Instant::now()).is_some();
-            match self.turn().await {
+            let turn = self.turn().await;
+            self.pulse.turned();
+            self.pulse.leads(self.is_leading);
+            match turn {
                 Ok(Turn::Idle) => {}
                 Ok(Turn::Done) => retry = Retry::default(),
                 Err(error) => retry.failed(&error),
@@ -235,6 +251,7 @@ impl<S: ObjectStore> Controller<S> {
         match &event {
             WatchEvent::Restarted(objects) => {
                 self.is_synced = true;
+                self.pulse.synced();
                 self.is_due = true;
                 objects
                     .iter()
@@ -255,11 +272,13 @@ impl<S: ObjectStore> Controller<S> {
             WatchEvent::Failed(error) => tracing::error!(%error, "a manifest cannot be used"),
             WatchEvent::Interrupted => {
                 self.is_interrupted = true;
+                self.pulse.lost_sight();
                 tracing::warn!("the store cannot be seen: nothing is decided until it can");
                 return;
             }
             WatchEvent::Resumed => {
                 self.is_interrupted = false;
+                self.pulse.regained_sight();
                 self.liveness.resume(self.last_contact, now);
                 tracing::info!("the store is seen again");
             }

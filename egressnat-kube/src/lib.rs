@@ -15,6 +15,7 @@
 //! * [`Index`]: objects to snapshot, synchronous and without I/O.
 //! * `crd`, with the feature of that name: the resources as types for kube's client, and their CustomResourceDefinitions.
 //! * [`run_controller`], [`run_agent`]: the loops; [`NodeDataplane`]: what an embedder of the agent brings.
+//! * [`Pulse`]: what a loop tells of itself; `serve_health`, with the feature `health`: the same as probes over HTTP.
 //!
 //! # Example
 //!
@@ -43,12 +44,15 @@ pub mod crd;
 mod directory;
 mod election;
 mod event;
+#[cfg(feature = "health")]
+mod health;
 mod index;
 mod kind;
 mod lease;
 mod liveness;
 mod manifest;
 mod object;
+mod pulse;
 mod resource;
 mod store;
 
@@ -58,9 +62,12 @@ pub use api::{ApiStore, ConnectError};
 pub use controller::{ControllerConfig, run_controller, run_controller_until};
 pub use directory::{Applied, DirectoryStore};
 pub use election::Election;
+#[cfg(feature = "health")]
+pub use health::serve_health;
 pub use index::Index;
 pub use kind::{Kind, UnknownKind};
 pub use manifest::{ManifestError, Manifests, read_manifests};
 pub use object::{InvalidObject, Object, ObjectKey};
+pub use pulse::{Pulse, Verdict};
 pub use resource::validate;
 pub use store::{ObjectStore, StoreError, Watch, WatchEvent, WatchRequest};

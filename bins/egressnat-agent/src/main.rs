@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::io::IsTerminal;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -10,7 +11,9 @@ use clap::{Args, Parser, Subcommand};
 use egressnat_core::model::NodeName;
 use egressnat_core::{NodePlan, Report};
 use egressnat_dataplane::{Config, Dataplane, MarkMask, cleanup};
-use egressnat_kube::{AgentConfig, ApiStore, DirectoryStore, NodeDataplane, run_agent};
+use egressnat_kube::{
+    AgentConfig, ApiStore, DirectoryStore, NodeDataplane, Pulse, run_agent, serve_health,
+};
 use ipnet::IpNet;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
@@ -52,6 +55,9 @@ struct Run {
     /// A range inside the cluster that no object tells, such as the service range; repeatable.
     #[arg(long = "cluster-range", value_name = "CIDR")]
     cluster_ranges: Vec<IpNet>,
+    /// Address and port to answer probes on, /healthz and /readyz; none are answered if it is not given.
+    #[arg(long, value_name = "IP:PORT")]
+    health_address: Option<SocketAddr>,
     #[command(flatten)]
     host: Host,
 }
@@ -143,7 +149,9 @@ async fn run(run: Run) -> anyhow::Result<()> {
         node: run.node.context("--node is missing")?,
         lease_duration: Duration::from_secs(run.lease_duration),
         cluster_ranges: run.cluster_ranges,
+        pulse: Pulse::default(),
     };
+    serve_probes(run.health_address, &config.pulse)?;
     if let Some(directory) = run.manifests {
         let store = DirectoryStore::open(directory)?;
         return run_agent(store, open(run.host).await?, config)
@@ -157,6 +165,18 @@ async fn run(run: Run) -> anyhow::Result<()> {
     run_agent(store, open(run.host).await?, config)
         .await
         .context("the agent stopped")
+}
+
+/// Answers probes, if they are wanted.
+fn serve_probes(address: Option<SocketAddr>, pulse: &Pulse) -> anyhow::Result<()> {
+    let Some(address) = address else {
+        return Ok(());
+    };
+    let address = serve_health(address, pulse.clone()).with_context(|| {
+        format!("no probes can be answered on {address}: name another by --health-address")
+    })?;
+    tracing::info!(%address, "probes are answered");
+    Ok(())
 }
 
 /// After the store, so that a mistake in the options leaves the kernel alone.

@@ -2,11 +2,14 @@
 
 use std::future::Future;
 use std::io::IsTerminal;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use anyhow::Context;
 use clap::{ArgAction, Parser};
-use egressnat_kube::{ApiStore, ControllerConfig, DirectoryStore, Election, run_controller_until};
+use egressnat_kube::{
+    ApiStore, ControllerConfig, DirectoryStore, Election, Pulse, run_controller_until, serve_health,
+};
 use ipnet::IpNet;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
@@ -29,6 +32,9 @@ struct Arguments {
     /// A range inside the cluster that no object tells, such as the service range; repeatable.
     #[arg(long = "cluster-range", value_name = "CIDR")]
     cluster_ranges: Vec<IpNet>,
+    /// Address and port to answer probes on, /healthz and /readyz; none are answered if it is not given.
+    #[arg(long, value_name = "IP:PORT")]
+    health_address: Option<SocketAddr>,
 }
 
 #[tokio::main(flavor = "current_thread")]
@@ -47,7 +53,9 @@ async fn main() -> anyhow::Result<()> {
     let mut config = ControllerConfig {
         cluster_ranges: arguments.cluster_ranges,
         election: None,
+        pulse: Pulse::default(),
     };
+    serve_probes(arguments.health_address, &config.pulse)?;
     if let Some(directory) = arguments.manifests {
         let store = DirectoryStore::open(directory)?;
         return run_controller_until(store, config, stop)
@@ -62,6 +70,18 @@ async fn main() -> anyhow::Result<()> {
     run_controller_until(store, config, stop)
         .await
         .context("the controller stopped")
+}
+
+/// Answers probes, if they are wanted.
+fn serve_probes(address: Option<SocketAddr>, pulse: &Pulse) -> anyhow::Result<()> {
+    let Some(address) = address else {
+        return Ok(());
+    };
+    let address = serve_health(address, pulse.clone()).with_context(|| {
+        format!("no probes can be answered on {address}: name another by --health-address")
+    })?;
+    tracing::info!(%address, "probes are answered");
+    Ok(())
 }
 
 /// Waits until somebody wants this process to end.

@@ -279,6 +279,10 @@ impl Lab {
             Target::Outside => self.topology.outside(),
             Target::Router => self.topology.router(),
             Target::Node(name) => self.topology.node(name),
+            // Without a look at the objects, which may be out of reach, where there is no need of one.
+            Target::Pod(namespace, name) if netns::exists(&self.topology.pod(namespace, name)) => {
+                self.topology.pod(namespace, name)
+            }
             Target::Pod(namespace, name) => {
                 let key = ObjectKey::namespaced(Kind::Pod, namespace, name);
                 let pod = self.store()?.get(&key)?;

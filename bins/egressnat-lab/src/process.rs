@@ -101,18 +101,17 @@ pub(crate) fn find(lab: &Path, role: &str) -> Option<Pid> {
 
 /// Kills the processes of a lab that `is_meant`, and waits until they are gone.
 pub(crate) fn kill_all(lab: &Path, is_meant: impl Fn(&str) -> bool) -> Result<()> {
-    let meant = || {
-        list(lab)
+    until("processes to end", Duration::from_secs(10), || {
+        let meant: Vec<Pid> = list(lab)
             .into_iter()
             .filter(|(_, role)| is_meant(role))
             .map(|(pid, _)| pid)
-            .collect::<Vec<_>>()
-    };
-    for pid in meant() {
-        signal(pid, Signal::SIGKILL)?;
-    }
-    until("processes to end", Duration::from_secs(10), || {
-        meant().is_empty().then_some(())
+            .collect();
+        // At every look: one that was being started by another is there only after that one has ended.
+        for pid in &meant {
+            let _ = signal(*pid, Signal::SIGKILL);
+        }
+        meant.is_empty().then_some(())
     })
 }
 

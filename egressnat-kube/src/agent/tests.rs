@@ -83,6 +83,7 @@ async fn the_agent_plans_for_its_own_pods_and_renews_its_lease() {
         node: "worker1".parse().unwrap(),
         lease_duration: Duration::from_secs(3),
         cluster_ranges: vec![],
+        pulse: Pulse::default(),
     };
     let agent = tokio::spawn(run_agent(
         store.clone(),

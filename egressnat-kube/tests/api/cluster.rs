@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use egressnat_core::{Decision, NodePlan, Report};
 use egressnat_kube::{
-    AgentConfig, ApiStore, ControllerConfig, Election, NodeDataplane, StoreError, run_agent,
+    AgentConfig, ApiStore, ControllerConfig, Election, NodeDataplane, Pulse, StoreError, run_agent,
     run_controller,
 };
 use ipnet::IpNet;
@@ -41,17 +41,20 @@ pub(crate) struct Cluster {
 }
 
 /// A loop that runs until it is dropped: killed, as far as others can see.
-pub(crate) struct Running(JoinHandle<Result<(), StoreError>>);
+pub(crate) struct Running {
+    task: JoinHandle<Result<(), StoreError>>,
+    pub(crate) pulse: Pulse,
+}
 
 impl Running {
     pub(crate) fn is_running(&self) -> bool {
-        !self.0.is_finished()
+        !self.task.is_finished()
     }
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
-        self.0.abort();
+        self.task.abort();
     }
 }
 
@@ -220,22 +223,27 @@ impl Cluster {
 
     pub(crate) fn controller(&self, identity: &str, wire: Option<&Wire>) -> Running {
         let store = self.store("egressnat-controller", wire);
+        let pulse = Pulse::default();
         let config = ControllerConfig {
             cluster_ranges: vec![],
             election: Some(Election {
                 identity: identity.to_owned(),
                 duration: Duration::from_secs(3),
             }),
+            pulse: pulse.clone(),
         };
-        Running(self.runtime.spawn(run_controller(store, config)))
+        let task = self.runtime.spawn(run_controller(store, config));
+        Running { task, pulse }
     }
 
     pub(crate) fn agent(&self, node: &str, wire: Option<&Wire>) -> Agent {
         let plans = Arc::new(Mutex::new(Vec::new()));
+        let pulse = Pulse::default();
         let config = AgentConfig {
             node: node.parse().unwrap(),
             lease_duration: Duration::from_secs(6),
             cluster_ranges: vec![],
+            pulse: pulse.clone(),
         };
         let dataplane = Recording {
             plans: Arc::clone(&plans),
@@ -243,7 +251,7 @@ impl Cluster {
         let store = self.store("egressnat-agent", wire);
         let task = self.runtime.spawn(run_agent(store, dataplane, config));
         Agent {
-            running: Running(task),
+            running: Running { task, pulse },
             plans,
         }
     }

@@ -19,7 +19,7 @@ struct Scene {
     cluster: Cluster,
     wire: Wire,
     agents: [Agent; 2],
-    _controller: Running,
+    controller: Running,
 }
 
 /// Two agents and a controller behind one wire, a policy in force, and everything at rest.
@@ -46,7 +46,7 @@ fn scene() -> Scene {
         cluster,
         wire,
         agents,
-        _controller: controller,
+        controller,
     }
 }
 
@@ -89,6 +89,19 @@ impl Scene {
     }
 }
 
+impl Scene {
+    /// Probes succeed as before, and say why somebody should look.
+    fn tell_that_nothing_is_seen(&self) {
+        let agents = self.agents.iter().map(|agent| &agent.running);
+        for running in agents.chain([&self.controller]) {
+            let (liveness, readiness) = (running.pulse.liveness(), running.pulse.readiness());
+            assert!(liveness.is_well && readiness.is_well, "{readiness}");
+            let text = readiness.to_string();
+            assert!(text.contains("objects: cannot be seen for "), "{text}");
+        }
+    }
+}
+
 /// Longer than all leases: everybody who counts on them would be dead.
 fn for_longer_than_every_lease() {
     let end = Instant::now() + Duration::from_secs(9);
@@ -102,6 +115,7 @@ fn nothing_moves_while_no_connection_can_be_made_e45() {
     scene().survives(|scene| {
         scene.wire.set(State::Broken);
         for_longer_than_every_lease();
+        scene.tell_that_nothing_is_seen();
         scene.wire.set(State::Open);
     });
 }

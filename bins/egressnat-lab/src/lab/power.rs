@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::PathBuf;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use egressnat_kube::{Kind, ObjectKey};
 use nix::sys::signal::Signal;
 
@@ -64,9 +64,12 @@ impl Lab {
     }
 
     fn agent(&self, node: &str) -> Result<nix::unistd::Pid> {
-        self.check_node(node)?;
         let role = format!("{}@{}", agent_name(node), self.topology.node(node));
-        process::find(&self.directory, &role).with_context(|| format!("no agent runs on {node}"))
+        if let Some(pid) = process::find(&self.directory, &role) {
+            return Ok(pid);
+        }
+        self.check_node(node)?;
+        bail!("no agent runs on {node}")
     }
 
     /// The process id of a node's agent.

@@ -13,6 +13,9 @@ use crate::probe::until;
 use crate::process;
 use crate::topology::SERVERS;
 
+/// Where an agent answers probes, in the namespace of its node.
+const PROBES: &str = "127.0.0.1:9477";
+
 impl Lab {
     /// Makes namespaces and processes what the objects say. Returns what is wrong with single objects.
     pub(super) fn reconcile(&self) -> Result<Vec<String>> {
@@ -155,7 +158,16 @@ impl Lab {
         self.ensure_process(&agent_name(node), Some(&namespace), &program, || {
             let mut arguments = self.objects_of("egressnat-agent", Some(node))?.to_vec();
             let bpffs = bpffs.display().to_string();
-            let host = ["--node", node, "--uplink", "eth0", "--bpffs", &bpffs];
+            let host = [
+                "--node",
+                node,
+                "--uplink",
+                "eth0",
+                "--bpffs",
+                &bpffs,
+                "--health-address",
+                PROBES,
+            ];
             arguments.extend(host.map(str::to_owned));
             Ok(arguments)
         })

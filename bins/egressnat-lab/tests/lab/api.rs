@@ -24,6 +24,37 @@ impl TestLab {
         assert_eq!(self.up(&options).unwrap(), [""; 0]);
     }
 
+    /// Kills the one who holds the server's standard input: everything of it ends with it.
+    fn kill_api_server(&self) {
+        let server = self.directory().join("control-plane/server");
+        let is_holder = |entry: &std::fs::DirEntry| {
+            let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+            let line = String::from_utf8_lossy(&line).into_owned();
+            line.contains(self.name()) && line.contains("serve-api")
+        };
+        let mut processes = std::fs::read_dir("/proc").unwrap().flatten();
+        let holder = processes.find(is_holder).expect("a server runs");
+        let pid = holder.file_name().into_string().unwrap().parse().unwrap();
+        let pid = nix::unistd::Pid::from_raw(pid);
+        nix::sys::signal::kill(pid, nix::sys::signal::SIGKILL).unwrap();
+        let is_gone = || (!server.exists()).then_some(());
+        until("the server to be gone", START, is_gone).unwrap();
+    }
+
+    /// What the agent of a node answers to a probe: code and text; nothing if it does not answer.
+    fn probe(&self, node: &str, path: &str) -> Option<(String, String)> {
+        let url = format!("http://127.0.0.1:9477/{path}");
+        let curl = ["curl", "-s", "-m", "2", "-w", "%{http_code}", &url];
+        let node = Target::Node(node.to_owned());
+        let output = self.output(&node, &curl).unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        let (text, code) = text.split_at(text.len() - 3);
+        output
+            .status
+            .success()
+            .then(|| (code.to_owned(), text.to_owned()))
+    }
+
     /// kubectl as somebody uses it who did what `up` printed.
     fn kubectl(&self, arguments: &[&str]) -> Output {
         let programs = egressnat_apiserver::Programs::find_or_build().unwrap();
@@ -132,27 +163,30 @@ fn an_agent_has_the_token_of_a_pod_on_its_node_and_no_more_rights_than_its_role(
 #[test]
 fn a_new_api_server_takes_the_place_of_one_that_was_killed() {
     let lab = TestLab::with_api_server();
-    // The one who holds the server's standard input: everything of it ends with it.
-    let server = lab.directory().join("control-plane/server");
-    let own = |entry: &std::fs::DirEntry| {
-        let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
-        let line = String::from_utf8_lossy(&line).into_owned();
-        line.contains(lab.name()) && line.contains("serve-api")
-    };
-    let entry = std::fs::read_dir("/proc")
-        .unwrap()
-        .flatten()
-        .find(own)
-        .unwrap();
-    let pid = entry.file_name().into_string().unwrap().parse().unwrap();
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::SIGKILL).unwrap();
-    until("the server to be gone", START, || {
-        (!server.exists()).then_some(())
-    })
-    .unwrap();
+    lab.kill_api_server();
     lab.up_with_api_server();
     lab.kubectl_does(&["apply", "-f", examples("v1").to_str().unwrap()]);
     lab.until_seen_as(&pod("frontend-1"), FLOATING);
+}
+
+#[test]
+fn probes_say_what_is_so_when_the_api_server_dies_and_when_the_agent_freezes_e45() {
+    let lab = TestLab::with_api_server();
+    lab.kubectl_does(&["apply", "-f", examples("v1").to_str().unwrap()]);
+    lab.until_seen_as(&pod("frontend-1"), FLOATING);
+    let ready = |text: &str| {
+        let (code, told) = lab.probe("worker2", "readyz")?;
+        (code == "200" && told.contains(text)).then_some(())
+    };
+    until("readiness", PATIENCE, || ready("objects: seen")).unwrap();
+    lab.kill_api_server();
+    let unseen = "objects: cannot be seen for ";
+    until("the outage to be told", PATIENCE, || ready(unseen)).unwrap();
+    let seen = lab.seen(&pod("frontend-1"), Protocol::Tcp).unwrap();
+    assert_eq!(seen, FLOATING, "the data path is as it was");
+    assert_eq!(lab.probe("worker2", "healthz").unwrap().0, "200");
+    lab.freeze("worker2").unwrap();
+    assert_eq!(lab.probe("worker2", "healthz"), None);
 }
 
 #[test]
