@@ -62,7 +62,7 @@ start_api() {
         --cert-dir "$directory/certs" --token-auth-file "$directory/tokens.csv" --authorization-mode RBAC \
         --service-account-issuer https://kubernetes.default.svc --service-account-key-file "$directory/service-account.key" \
         --service-account-signing-key-file "$directory/service-account.key" --service-cluster-ip-range 10.96.0.0/16 \
-        --disable-admission-plugins ServiceAccount --enable-priority-and-fairness=false \
+        --disable-admission-plugins ServiceAccount --allow-privileged --enable-priority-and-fairness=false \
         </dev/null >>"$directory/kube-apiserver.log" 2>&1 &
     api=$!
     pids+=("$api")

@@ -15,6 +15,7 @@ use egressnat_kube::{
     AgentConfig, ApiStore, DirectoryStore, NodeDataplane, Pulse, run_agent, serve_health,
 };
 use ipnet::IpNet;
+use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
@@ -140,7 +141,12 @@ async fn main() -> anyhow::Result<()> {
         );
         return Ok(());
     }
-    run(arguments.run).await
+    let mut terminate = signal(SignalKind::terminate()).context("no handler of SIGTERM")?;
+    // As the first process of a container it would not end by the signal alone. The kernel is left as it is.
+    tokio::select! {
+        outcome = run(arguments.run) => outcome,
+        _ = terminate.recv() => Ok(()),
+    }
 }
 
 async fn run(run: Run) -> anyhow::Result<()> {

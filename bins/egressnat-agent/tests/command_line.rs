@@ -41,3 +41,22 @@ fn a_kubeconfig_that_cannot_be_used_is_named() {
         );
     }
 }
+
+/// The arguments in a manifest are those that this program takes: what is wrong is the kubeconfig only.
+#[test]
+fn the_manifest_starts_the_program_with_arguments_that_it_takes() {
+    let manifest = include_str!("../../../deploy/agent.yaml");
+    let lines = manifest.lines().map(str::trim);
+    let arguments: Vec<String> = lines
+        .filter_map(|line| line.strip_prefix("- --"))
+        .map(|argument| format!("--{argument}").replace("$(NODE_NAME)", "worker1"))
+        // Others may have the port.
+        .map(|argument| argument.replace(":9477", ":0"))
+        .collect();
+    assert!(!arguments.is_empty());
+    let mut arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    arguments.extend(["--kubeconfig", "/nonexistent/config"]);
+    let said = said(&arguments);
+    assert!(said.contains("is no kubeconfig"), "{said}");
+    assert!(said.contains("probes are answered"), "{said}");
+}

@@ -8,6 +8,7 @@ mod agent;
 mod cluster;
 mod controller;
 mod crds;
+mod deploy;
 mod leaders;
 mod manifests;
 mod outage;
