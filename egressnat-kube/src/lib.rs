@@ -14,6 +14,7 @@
 //! * `ApiStore`, with the feature `api`: the Kubernetes API behind the same port; [`Election`]: which of several controllers writes.
 //! * [`Index`]: objects to snapshot, synchronous and without I/O.
 //! * `crd`, with the feature of that name: the resources as types for kube's client, and their CustomResourceDefinitions.
+//! * [`LocalPods`]: the pods of a node from the program that makes them, in place of the API's.
 //! * [`run_controller`], [`run_agent`]: the loops; [`NodeDataplane`]: what an embedder of the agent brings.
 //! * [`Pulse`]: what a loop tells of itself; `serve_health`, with the feature `health`: the same as probes over HTTP.
 //!
@@ -50,6 +51,7 @@ mod index;
 mod kind;
 mod lease;
 mod liveness;
+mod local_pods;
 mod manifest;
 mod object;
 mod pulse;
@@ -66,6 +68,7 @@ pub use election::Election;
 pub use health::serve_health;
 pub use index::Index;
 pub use kind::{Kind, UnknownKind};
+pub use local_pods::{LocalPods, PodsBeside};
 pub use manifest::{ManifestError, Manifests, read_manifests};
 pub use object::{InvalidObject, Object, ObjectKey};
 pub use pulse::{Pulse, Verdict};
