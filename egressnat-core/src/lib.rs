@@ -15,6 +15,7 @@
 //! * [`policy`]: which egress IP a policy resolves to, or why to none.
 //! * [`assignment`]: which node holds which floating IP.
 //! * [`plan`]: everything one node must have, and [`diff()`]: the ordered changes from one plan to the next.
+//! * [`digest`]: which policies a plan was made with.
 //! * [`verify`]: an independent checker of assignments and plans.
 //! * [`finding`]: what is wrong with the user's objects, and how to mend it.
 //!
@@ -65,6 +66,7 @@ mod cidr;
 pub mod cluster;
 pub mod decision_table;
 pub mod diff;
+pub mod digest;
 pub mod engine;
 pub mod explain;
 pub mod finding;
@@ -84,6 +86,7 @@ pub use assignment::{Assigned, Assignment, Move, assign};
 pub use cluster::{ClusterPlan, plan_cluster};
 pub use decision_table::DecisionTable;
 pub use diff::{Change, diff};
+pub use digest::{Digest, PolicyMeaning};
 pub use engine::{ClusterEngine, Membership, NodeEngine};
 pub use explain::{Explanation, explain, explain_address, what_if};
 pub use finding::{Finding, Reason, Subject};

@@ -187,6 +187,10 @@ pub struct Planned {
     pub plan: NodePlan,
     /// How many pods of the node each applied policy selects.
     pub selected: BTreeMap<PolicyName, usize>,
+    /// The policies of each policy set of the plan, those without room left out.
+    pub policies: BTreeMap<PolicySetId, BTreeSet<PolicyName>>,
+    /// Policies of pods whose policy sets do not fit in the plan: those pods keep what is promised to them and get no more.
+    pub refused: BTreeSet<PolicyName>,
     /// Findings about this node's pods and the policies that compete for them. Findings about the objects themselves are
     /// the controller's: [`assign`](crate::assign) and [`resolve_policies`] have them.
     pub findings: Vec<Finding>,

@@ -49,6 +49,8 @@ pub(crate) fn assemble(
                 let entries = table.entries.into_iter();
                 plan.destinations
                     .extend(entries.map(|(prefix, steering)| ((id, prefix), steering)));
+                let names = names(&set).into_iter().cloned();
+                planned.policies.insert(id, names.collect());
                 id
             } else {
                 refused.extend(names(&set));
@@ -68,6 +70,7 @@ pub(crate) fn assemble(
         .findings
         .extend(host_network_findings(&selected.host_network));
     planned.findings.extend(refused_finding(node, &refused));
+    planned.refused = refused.into_iter().cloned().collect();
     planned.findings.sort();
     planned
 }
