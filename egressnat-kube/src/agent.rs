@@ -2,10 +2,13 @@
 
 use std::collections::BTreeSet;
 use std::future::Future;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use egressnat_core::model::{Health, NodeName};
-use egressnat_core::{Assignment, Failure, NodePlan, Report, effective_gateways, plan_node};
+use egressnat_core::{
+    Assignment, Failure, NodePlan, Report, effective_gateways, plan_node, resolve_policies,
+};
 use ipnet::IpNet;
 
 use crate::index::Index;
@@ -14,8 +17,10 @@ use crate::pulse::Pulse;
 use crate::store::{ObjectStore, StoreError, Watch, WatchEvent, WatchRequest};
 
 mod own_node;
+mod report;
 
 use own_node::OwnNode;
+use report::Reporter;
 
 /// What the agent watches; of pods only its own node's.
 const KINDS: [Kind; 7] = [
@@ -78,14 +83,17 @@ where
 {
     let request = WatchRequest::of(&KINDS).with_pods_of(config.node.clone());
     let mut watch = store.watch(&request)?;
-    let node = OwnNode::new(store, &config, &dataplane.subnets());
+    let (reporter, writer, planned) = report::channel(store.clone(), &config.node);
+    let node = OwnNode::new(store, &config, &dataplane.subnets(), planned);
     let _stop = AbortOnDrop(tokio::spawn(node.tell()));
+    let _stop_writer = AbortOnDrop(tokio::spawn(writer.write()));
     let mut agent = Agent {
         node: config.node,
         index: Index::new(config.cluster_ranges),
         failures: Vec::new(),
         is_synced: false,
         pulse: config.pulse,
+        reporter,
     };
     let mut audit = tokio::time::interval(AUDIT);
     audit.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -120,6 +128,7 @@ struct Agent {
     /// Whether the watch has told everything once. A plan made before would take away what is right.
     is_synced: bool,
     pulse: Pulse,
+    reporter: Reporter,
 }
 
 impl Agent {
@@ -157,7 +166,8 @@ impl Agent {
         }
         // Health decides who holds an address, which the controller has done.
         let snapshot = self.index.snapshot(Assignment::default(), |_| Health::Up);
-        let assignment = self.index.assignment(&effective_gateways(&snapshot));
+        let gateways = effective_gateways(&snapshot);
+        let assignment = self.index.assignment(&gateways);
         let planned = plan_node(&snapshot, &assignment, &self.node);
         let report = dataplane.apply(&planned.plan).await;
         self.pulse.applied(&report);
@@ -169,6 +179,10 @@ impl Agent {
                 "plan applied"
             );
         }
+        let resolved = resolve_policies(&snapshot, &gateways).policies;
+        let is_held = |address: &IpAddr| assignment.nodes.contains_key(address);
+        let meanings = self.index.meanings(&snapshot.policies, &resolved, is_held);
+        self.reporter.tell(&planned, &report, &meanings);
         for failure in report
             .failures
             .iter()

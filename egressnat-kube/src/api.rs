@@ -8,11 +8,12 @@ use std::path::Path;
 use std::time::Duration;
 
 use kube::config::{KubeConfigOptions, Kubeconfig};
-use kube::core::params::{DeleteParams, GetParams, PostParams};
+use kube::core::params::{DeleteParams, GetParams, Patch, PatchParams, PostParams};
 use kube::{Client, Config};
-use serde_json::Value;
+use serde_json::{Map, Value, json};
 use thiserror::Error;
 
+use crate::field_manager::{FieldManager, StatusApplied};
 use crate::object::{Object, ObjectKey};
 use crate::store::{ObjectStore, StoreError, Watch, WatchRequest};
 
@@ -153,6 +154,31 @@ fn body(object: &Object) -> Vec<u8> {
     object.value().to_string().into_bytes()
 }
 
+/// What a manager applies: its fields, of the object with this uid and no later one.
+fn applied(object: &Object, manager: FieldManager) -> Value {
+    let mut document = Object::new(object.key(), json!({})).value().clone();
+    if let Some(uid) = object.at("/metadata/uid").as_str() {
+        document["metadata"]["uid"] = json!(uid);
+    }
+    let status: Map<String, Value> = manager
+        .status_fields(object.kind())
+        .iter()
+        .filter_map(|field| {
+            let value = object.at("/status").get(*field)?;
+            Some(((*field).to_owned(), value.clone()))
+        })
+        .collect();
+    document["status"] = Value::Object(status);
+    document
+}
+
+/// Whether somebody else owns a field and has another value there.
+fn is_field_conflict(status: &kube::core::Status) -> bool {
+    let details = status.details.as_ref();
+    let mut causes = details.into_iter().flat_map(|details| &details.causes);
+    status.code == 409 && causes.any(|cause| cause.reason == "FieldManagerConflict")
+}
+
 /// The answer as an object in its slim form.
 fn taken(key: &ObjectKey, value: Value) -> Result<Object, StoreError> {
     Ok(Object::from_value(slim(key.kind, value))?)
@@ -201,6 +227,43 @@ impl ObjectStore for ApiStore {
             body(&object),
         );
         taken(key, self.ask("change the status of", key, request).await?)
+    }
+
+    async fn apply_status(
+        &self,
+        object: Object,
+        manager: FieldManager,
+    ) -> Result<StatusApplied, StoreError> {
+        let key = object.key();
+        let document = Patch::Apply(applied(&object, manager));
+        let operation = || format!("change the status of {key}");
+        let patch = async |parameters: PatchParams| {
+            let request = of_key(key)
+                .patch_subresource("status", &key.name, &parameters, &document)
+                .map_err(|error| refused(operation(), &error))?;
+            let sent = self.client.request::<Value>(request);
+            match tokio::time::timeout(REQUEST, sent).await {
+                Ok(Ok(value)) => Ok(Ok(value)),
+                Ok(Err(kube::Error::Api(status))) if is_field_conflict(&status) => {
+                    Ok(Err(status.message.clone()))
+                }
+                Ok(Err(error)) => Err(failure::of_key(operation(), key, error)),
+                Err(elapsed) => Err(unreachable(operation(), elapsed)),
+            }
+        };
+        let parameters = PatchParams::apply(manager.as_str());
+        // Not by force at once, for the sake of what the server then says.
+        let (value, taken_back) = match patch(parameters.clone()).await? {
+            Ok(value) => (value, None),
+            Err(whose) => match patch(parameters.force()).await? {
+                Ok(value) => (value, Some(whose)),
+                Err(_) => return Err(StoreError::Conflict(key.clone())),
+            },
+        };
+        Ok(StatusApplied {
+            object: taken(key, value)?,
+            taken_back,
+        })
     }
 
     async fn remove(&self, key: &ObjectKey) -> Result<bool, StoreError> {

@@ -5,21 +5,24 @@ use std::future::Future;
 use std::time::{Duration, Instant};
 
 use egressnat_core::model::NodeName;
-use egressnat_core::{Assigned, Assignment, ClusterPlan, effective_gateways, plan_cluster};
+use egressnat_core::{Assigned, Assignment, effective_gateways, plan_cluster};
 use ipnet::IpNet;
 
 use crate::election::{self, Election, Leadership, Led};
-use crate::event::{Fact, Recorder, Severity};
+use crate::event::{Fact, Recorder, Sameness, Severity};
 use crate::index::Index;
 use crate::kind::Kind;
-use crate::lease::{lease_key, lease_node, read_lease};
+use crate::lease::{lease_key, lease_node, mark_of, read_lease};
 use crate::liveness::Liveness;
 use crate::object::Object;
 use crate::pulse::{BEAT, Observed, Pulse};
 use crate::resource::object_key;
 use crate::store::{ObjectStore, StoreError, Watch, WatchEvent, WatchRequest};
 
+mod status;
 mod write;
+
+use status::Telling;
 
 /// What the controller watches: never pods.
 const KINDS: [Kind; 8] = [
@@ -173,6 +176,8 @@ struct Controller<S> {
     refused: BTreeSet<String>,
     /// One that was refused in this run.
     refused_now: Option<StoreError>,
+    /// What agents tell of their kernels.
+    telling: Telling,
     /// The nodes that were alive in the last run.
     alive: BTreeSet<NodeName>,
     /// Whether anything has changed since that could matter.
@@ -197,6 +202,7 @@ impl<S: ObjectStore> Controller<S> {
             assignment: None,
             refused: BTreeSet::new(),
             refused_now: None,
+            telling: Telling::default(),
             alive: BTreeSet::new(),
             is_due: false,
             is_synced: false,
@@ -215,7 +221,13 @@ impl<S: ObjectStore> Controller<S> {
             let expiry = self.next_expiry(Instant::now());
             // With nothing to do it turns all the same, by which it is seen to be alive.
             let beat = Some(Instant::now() + BEAT);
-            let wake = expiry.into_iter().chain(retry.at).chain(beat).min();
+            let due = self.telling.due();
+            let wake = expiry
+                .into_iter()
+                .chain(retry.at)
+                .chain(beat)
+                .chain(due)
+                .min();
             tokio::select! {
                 event = watch.next() => {
                     let Some(event) = event else { return };
@@ -229,6 +241,7 @@ impl<S: ObjectStore> Controller<S> {
                 () = until(wake) => {}
             }
             self.is_due |= retry.at.take_if(|at| *at <= Instant::now()).is_some();
+            self.is_due |= self.telling.take_due(Instant::now());
             let turn = self.turn().await;
             self.pulse.turned();
             self.pulse.leads(self.is_leading);
@@ -266,7 +279,11 @@ impl<S: ObjectStore> Controller<S> {
                 self.is_due = true;
                 if let Some(node) = lease_node(key) {
                     self.liveness.gone(&node);
+                    self.telling.gone(&node);
                 }
+            }
+            WatchEvent::Applied(object) if self.is_report_alone(object) => {
+                self.telling.heard(now);
             }
             WatchEvent::Applied(_) => self.is_due = true,
             WatchEvent::Failed(error) => tracing::error!(%error, "a manifest cannot be used"),
@@ -289,6 +306,16 @@ impl<S: ObjectStore> Controller<S> {
         for error in self.index.take(event) {
             tracing::error!(%error, "an object does not make sense and has no effect");
         }
+    }
+
+    /// Whether all that is new about a node is what its agent tells of its kernel: that can wait a moment for the others'.
+    fn is_report_alone(&self, object: &Object) -> bool {
+        let same = |part: &str, known: &Object| known.at(part) == object.at(part);
+        object.kind() == Kind::NetworkGatewayNode
+            && self.index.object(object.key()).is_some_and(|known| {
+                let parts = ["/spec", "/status/health", "/status/floatingIPs"];
+                parts.iter().all(|part| same(part, known))
+            })
     }
 
     fn is_outdated(&self, object: &Object) -> bool {
@@ -367,6 +394,7 @@ impl<S: ObjectStore> Controller<S> {
     fn saw(&mut self, lease: &Object, now: Instant) {
         if let Some((node, renewal, duration)) = read_lease(lease) {
             self.liveness.seen(&node, &renewal, duration, now);
+            self.telling.saw(&node, mark_of(lease), now);
         }
     }
 
@@ -378,24 +406,30 @@ impl<S: ObjectStore> Controller<S> {
             None => self.index.assignment(&effective_gateways(&snapshot)),
         };
         snapshot.previous = before.clone();
-        let ClusterPlan {
-            assigned, findings, ..
-        } = plan_cluster(&snapshot);
-        self.write_copies(&assigned).await?;
-        self.write_gateway_status(&snapshot, &assigned).await?;
+        let plan = plan_cluster(&snapshot);
+        let assigned = &plan.assigned;
+        let mut happened = self.write_copies(assigned).await?;
+        self.telling.learn(&self.index, &snapshot, &plan);
+        let wanted = self.telling.wanted(&self.index, &snapshot, &plan);
+        // Who holds what comes first: the agents wait for it.
+        happened.extend(self.write_status(wanted.gateways).await?);
         self.assignment = Some(assigned.assignment.clone());
-        self.write_nodes(&snapshot, &assigned).await?;
+        self.write_anthos_nodes(assigned).await?;
+        happened.extend(self.write_status(wanted.nodes).await?);
+        happened.extend(self.write_status(wanted.policies).await?);
+        self.telling.finished(now);
         let index = &self.index;
         let identified = |mut fact: Fact| {
-            let object = index.object(&fact.about);
-            let uid = object.and_then(|object| object.at("/metadata/uid").as_str());
-            fact.uid = uid.map(str::to_owned);
+            let object = index.known(&fact.about);
+            fact.uid = object.and_then(Object::uid).map(str::to_owned);
             fact
         };
-        for fact in moves(&before, &assigned).into_iter().map(identified) {
+        happened.extend(moves(&before, assigned));
+        for fact in happened.into_iter().map(identified) {
             self.recorder.happened(&self.store, &fact).await?;
         }
-        let facts = findings.iter().map(Fact::from).map(identified).collect();
+        let findings = plan.findings.iter().map(Fact::from);
+        let facts = findings.chain(wanted.facts).map(identified).collect();
         self.recorder.holding(&self.store, facts).await?;
         self.refused_now.take().map_or(Ok(()), Err)
     }
@@ -425,6 +459,7 @@ fn moves(before: &Assignment, assigned: &Assigned) -> Vec<Fact> {
             severity: Severity::Normal,
             reason,
             message,
+            sameness: Sameness::Message,
         });
     }
     facts

@@ -11,6 +11,7 @@ use nix::time::{ClockId, clock_gettime};
 use serde_json::json;
 use tokio::sync::{oneshot, watch};
 
+use crate::field_manager::{FieldManager, StatusApplied};
 use crate::kind::Kind;
 use crate::lease::micro_time;
 use crate::object::{Object, ObjectKey, fnv1a64};
@@ -323,6 +324,16 @@ impl<S: ObjectStore> ObjectStore for Led<S> {
     async fn update_status(&self, object: Object) -> Result<Object, StoreError> {
         let key = object.key().clone();
         self.write(&key, self.store.update_status(object)).await
+    }
+
+    async fn apply_status(
+        &self,
+        object: Object,
+        manager: FieldManager,
+    ) -> Result<StatusApplied, StoreError> {
+        let key = object.key().clone();
+        self.write(&key, self.store.apply_status(object, manager))
+            .await
     }
 
     async fn remove(&self, key: &ObjectKey) -> Result<bool, StoreError> {

@@ -22,7 +22,20 @@ pub(crate) struct Fact {
     pub(crate) severity: Severity,
     pub(crate) reason: &'static str,
     pub(crate) message: String,
+    pub(crate) sameness: Sameness,
 }
+
+/// What makes two facts about one object the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Sameness {
+    /// Reason and message.
+    Message,
+    /// The reason alone: the message names what comes and goes while the fact stays, such as pods.
+    Reason,
+}
+
+/// What tells facts apart.
+type Identity = (ObjectKey, Option<String>, &'static str, Option<String>);
 
 /// The types of Kubernetes events.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -47,14 +60,24 @@ impl From<&Finding> for Fact {
             severity: Severity::Warning,
             reason: finding.reason.as_str(),
             message: finding.message.clone(),
+            sameness: Sameness::Message,
         }
     }
 }
 
 impl Fact {
+    fn identity(&self) -> Identity {
+        let message = (self.sameness == Sameness::Message).then(|| self.message.clone());
+        (self.about.clone(), self.uid.clone(), self.reason, message)
+    }
+
     /// Named after the fact, so that a controller that starts anew finds the event it wrote before.
     fn key(&self) -> ObjectKey {
-        let parts = [self.reason, self.about.kind.as_str(), &self.message];
+        let message = match self.sameness {
+            Sameness::Message => self.message.as_str(),
+            Sameness::Reason => "",
+        };
+        let parts = [self.reason, self.about.kind.as_str(), message];
         let hash = fnv1a64(parts.into_iter().flat_map(str::bytes));
         let namespace = self
             .about
@@ -98,7 +121,7 @@ impl Fact {
 /// The facts that hold now, so that each is told once when it begins.
 #[derive(Debug, Default)]
 pub(crate) struct Recorder {
-    holding: BTreeSet<Fact>,
+    holding: BTreeSet<Identity>,
     is_started: bool,
 }
 
@@ -109,9 +132,11 @@ impl Recorder {
         store: &S,
         facts: BTreeSet<Fact>,
     ) -> Result<(), StoreError> {
-        self.holding.retain(|fact| facts.contains(fact));
+        let now: BTreeSet<Identity> = facts.iter().map(Fact::identity).collect();
+        self.holding.retain(|fact| now.contains(fact));
         for fact in facts {
-            if self.holding.contains(&fact) {
+            let identity = fact.identity();
+            if self.holding.contains(&identity) {
                 continue;
             }
             // What holds at the start may have been told by a controller before us.
@@ -121,7 +146,7 @@ impl Recorder {
                 IfKnown::Leave
             };
             record(store, &fact, if_known).await?;
-            self.holding.insert(fact);
+            self.holding.insert(identity);
         }
         self.is_started = true;
         Ok(())
@@ -182,6 +207,7 @@ async fn write<S: ObjectStore>(
             let last = event.at("/lastTimestamp").clone();
             known.value_mut()["count"] = json!(count);
             known.value_mut()["lastTimestamp"] = last;
+            known.value_mut()["message"] = event.at("/message").clone();
             known.value_mut()["involvedObject"] = event.at("/involvedObject").clone();
             store.update(known).await.map(drop)
         }

@@ -3,8 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use egressnat_core::model::{ClusterKey, Health, Name, Node, NodeName, PodKey, Snapshot};
-use egressnat_core::{Assignment, EffectiveGateways};
+use egressnat_core::model::{
+    ClusterKey, Health, Name, Node, NodeName, PodKey, Policy, PolicyName, Snapshot,
+};
+use egressnat_core::{Assignment, EffectiveGateways, PolicyMeaning, ResolvedPolicy};
 use ipnet::IpNet;
 use serde_json::Value;
 
@@ -14,6 +16,7 @@ use crate::resource::{
     GatewayNodeSpec, NodeFacts, cluster_of, gateway_key, gateway_node_spec, gateway_of,
     namespace_of, node_of, object_key, pod_of, policy_of,
 };
+use crate::status::NodeReport;
 use crate::store::WatchEvent;
 
 /// The objects of one watch, and the snapshot that they make.
@@ -24,6 +27,9 @@ pub struct Index {
     objects: BTreeMap<ObjectKey, Object>,
     nodes: BTreeMap<NodeName, NodeFacts>,
     gateway_nodes: BTreeMap<NodeName, GatewayNodeSpec>,
+    reports: BTreeMap<NodeName, NodeReport>,
+    /// Objects that make no sense, with the reason.
+    invalid: BTreeMap<ObjectKey, (Object, InvalidObject)>,
     /// All but nodes, which are put together from several objects.
     snapshot: Snapshot,
 }
@@ -71,9 +77,17 @@ impl Index {
     /// The object does not make sense: it counts as not there.
     pub fn apply(&mut self, object: Object) -> Result<(), InvalidObject> {
         self.delete(object.key());
-        self.convert(&object)?;
-        self.objects.insert(object.key().clone(), object);
-        Ok(())
+        match self.convert(&object) {
+            Ok(()) => {
+                self.objects.insert(object.key().clone(), object);
+                Ok(())
+            }
+            Err(error) => {
+                let invalid = (object, error.clone());
+                self.invalid.insert(invalid.0.key().clone(), invalid);
+                Err(error)
+            }
+        }
     }
 
     fn convert(&mut self, object: &Object) -> Result<(), InvalidObject> {
@@ -83,8 +97,12 @@ impl Index {
                 self.nodes.insert(object.parse_name()?, node_of(object)?);
             }
             Kind::NetworkGatewayNode => {
+                let name: NodeName = object.parse_name()?;
                 self.gateway_nodes
-                    .insert(object.parse_name()?, gateway_node_spec(object)?);
+                    .insert(name.clone(), gateway_node_spec(object)?);
+                if let Some(report) = NodeReport::read(object.at("/status/report")) {
+                    self.reports.insert(name, report);
+                }
             }
             Kind::Namespace => {
                 snapshot
@@ -123,15 +141,19 @@ impl Index {
 
     /// Removes one object.
     pub fn delete(&mut self, key: &ObjectKey) {
+        self.invalid.remove(key);
         let Some(object) = self.objects.remove(key) else {
             return;
         };
         let snapshot = &mut self.snapshot;
         match key.kind {
             Kind::Node => self.nodes.retain(|name, _| name.as_str() != key.name),
-            Kind::NetworkGatewayNode => self
-                .gateway_nodes
-                .retain(|name, _| name.as_str() != key.name),
+            Kind::NetworkGatewayNode => {
+                if let Ok(name) = object.parse_name::<NodeName>() {
+                    self.gateway_nodes.remove(&name);
+                    self.reports.remove(&name);
+                }
+            }
             Kind::Namespace => snapshot
                 .namespaces
                 .retain(|name, _| name.as_str() != key.name),
@@ -161,6 +183,51 @@ impl Index {
     /// An object that makes sense.
     pub fn object(&self, key: &ObjectKey) -> Option<&Object> {
         self.objects.get(key)
+    }
+
+    /// An object, whether it makes sense or not.
+    pub(crate) fn known(&self, key: &ObjectKey) -> Option<&Object> {
+        let invalid = || self.invalid.get(key).map(|(object, _)| object);
+        self.objects.get(key).or_else(invalid)
+    }
+
+    /// The objects of a kind that make no sense, and why.
+    pub(crate) fn invalid(&self, kind: Kind) -> impl Iterator<Item = (&Object, &InvalidObject)> {
+        let of_kind = self.invalid.values();
+        of_kind
+            .filter(move |(object, _)| object.kind() == kind)
+            .map(|(object, error)| (object, error))
+    }
+
+    /// What the agent of a node has told of its kernel.
+    pub(crate) fn report(&self, node: &NodeName) -> Option<&NodeReport> {
+        self.reports.get(node)
+    }
+
+    /// What the policies that make sense come to, in the order of their names.
+    pub(crate) fn meanings<'a>(
+        &'a self,
+        policies: &'a BTreeMap<PolicyName, Policy>,
+        resolved: &BTreeMap<PolicyName, ResolvedPolicy>,
+        is_held: impl Fn(&IpAddr) -> bool,
+    ) -> BTreeMap<&'a PolicyName, PolicyMeaning<'a>> {
+        let meaning = |(name, policy): (&'a PolicyName, &Policy)| {
+            let object = self.object(&ObjectKey::cluster(Kind::EgressNatPolicy, name.as_str()))?;
+            let resolved = resolved.get(name).copied();
+            let is_held = match resolved {
+                Some(ResolvedPolicy::Snat(ips)) => ips.iter().all(|ip| is_held(&ip)),
+                Some(ResolvedPolicy::Keep) | None => false,
+            };
+            let meaning = PolicyMeaning {
+                uid: object.uid().unwrap_or_default(),
+                generation: object.generation(),
+                resolved,
+                enforcement: policy.enforcement,
+                is_held,
+            };
+            Some((name, meaning))
+        };
+        policies.iter().filter_map(meaning).collect()
     }
 
     /// The objects of a kind, in order.

@@ -8,6 +8,7 @@ use serde_json::json;
 
 use crate::kind::Kind;
 use crate::object::{Object, ObjectKey};
+use crate::status::Mark;
 
 const PREFIX: &str = "egressnat-node-";
 
@@ -37,6 +38,21 @@ pub(crate) fn read_lease(object: &Object) -> Option<(NodeName, String, Duration)
     let renewal = object.at("/spec/renewTime").as_str()?.to_owned();
     let duration = Duration::from_secs(object.at("/spec/leaseDurationSeconds").as_u64()?);
     Some((node, renewal, duration))
+}
+
+/// Annotation of a node's lease: what its agent has planned with. It goes with renewals, which are written anyway.
+const PLANNED: &str = "egressnat.io/planned";
+
+/// Puts on a lease what its agent has planned with, if it has planned.
+pub(crate) fn put_mark(lease: &mut Object, mark: Option<&Mark>) {
+    if let Some(mark) = mark {
+        lease.value_mut()["metadata"]["annotations"][PLANNED] = json!(mark.to_string());
+    }
+}
+
+/// What an agent has planned with, told by its lease.
+pub(crate) fn mark_of(lease: &Object) -> Option<Mark> {
+    lease.annotation(PLANNED)?.parse().ok()
 }
 
 /// Whose lease it is by its name.

@@ -12,6 +12,7 @@
 //! * [`read_manifests`], [`validate`]: YAML files, and errors that name file, field and fix.
 //! * [`ObjectStore`]: the port; [`DirectoryStore`]: a directory of YAML files that implements it without a cluster.
 //! * `ApiStore`, with the feature `api`: the Kubernetes API behind the same port; [`Election`]: which of several controllers writes.
+//! * [`status`]: conditions and their reasons.
 //! * [`Index`]: objects to snapshot, synchronous and without I/O.
 //! * `crd`, with the feature of that name: the resources as types for kube's client, and their CustomResourceDefinitions.
 //! * [`LocalPods`]: the pods of a node from the program that makes them, in place of the API's.
@@ -45,6 +46,7 @@ pub mod crd;
 mod directory;
 mod election;
 mod event;
+mod field_manager;
 #[cfg(feature = "health")]
 mod health;
 mod index;
@@ -56,6 +58,7 @@ mod manifest;
 mod object;
 mod pulse;
 mod resource;
+pub mod status;
 mod store;
 
 pub use agent::{AgentConfig, NodeDataplane, run_agent};
@@ -64,6 +67,7 @@ pub use api::{ApiStore, ConnectError};
 pub use controller::{ControllerConfig, run_controller, run_controller_until};
 pub use directory::{Applied, DirectoryStore};
 pub use election::Election;
+pub use field_manager::{FieldManager, StatusApplied};
 #[cfg(feature = "health")]
 pub use health::serve_health;
 pub use index::Index;

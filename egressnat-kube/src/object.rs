@@ -224,6 +224,16 @@ impl Object {
             .and_then(Value::as_str)
     }
 
+    /// `metadata.uid`: which of the objects that had this key one after another it is.
+    pub fn uid(&self) -> Option<&str> {
+        self.at("/metadata/uid").as_str()
+    }
+
+    /// `metadata.generation`, which changes with every edit but of metadata and status; 0 where the store does not count.
+    pub fn generation(&self) -> i64 {
+        self.at("/metadata/generation").as_i64().unwrap_or_default()
+    }
+
     /// `metadata.resourceVersion`, which changes with every write.
     pub fn resource_version(&self) -> Option<&str> {
         self.at("/metadata/resourceVersion").as_str()

@@ -9,6 +9,7 @@ use egressnat_core::model::NodeName;
 use thiserror::Error;
 use tokio::sync::mpsc;
 
+use crate::field_manager::{FieldManager, StatusApplied};
 use crate::kind::Kind;
 use crate::manifest::ManifestError;
 use crate::object::{InvalidObject, Object, ObjectKey};
@@ -149,7 +150,7 @@ impl Watch {
 /// # Guarantees
 ///
 /// * A write that names a `resourceVersion` succeeds only if nobody wrote in between.
-/// * `update` changes everything but `status`, `update_status` changes `status` alone.
+/// * `update` changes everything but `status`, `update_status` changes `status` alone, `apply_status` one writer's part of it.
 /// * A watch starts with [`WatchEvent::Restarted`] and misses nothing after it.
 pub trait ObjectStore: Clone + Send + Sync + 'static {
     /// Watches objects.
@@ -168,6 +169,13 @@ pub trait ObjectStore: Clone + Send + Sync + 'static {
         &self,
         object: Object,
     ) -> impl Future<Output = Result<Object, StoreError>> + Send;
+    /// Makes a manager's fields of a status what the object says, whoever had written them; a field that it leaves out goes.
+    /// Fields of others stay. Without a `resourceVersion`: there is one writer of each field.
+    fn apply_status(
+        &self,
+        object: Object,
+        manager: FieldManager,
+    ) -> impl Future<Output = Result<StatusApplied, StoreError>> + Send;
     /// Deletes an object. Returns whether there was one.
     fn remove(&self, key: &ObjectKey) -> impl Future<Output = Result<bool, StoreError>> + Send;
 }

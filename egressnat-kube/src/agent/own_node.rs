@@ -7,12 +7,14 @@ use egressnat_core::gateway::SYSTEM_NAMESPACE;
 use egressnat_core::model::NodeName;
 use ipnet::IpNet;
 use serde_json::{Value, json};
+use tokio::sync::watch;
 
 use super::AgentConfig;
 use crate::kind::Kind;
 use crate::lease;
 use crate::object::{Object, ObjectKey};
 use crate::resource::GatewayNodeSpec;
+use crate::status::Mark;
 use crate::store::{ObjectStore, StoreError};
 
 /// A lease is renewed this many times in its duration, so that one lost renewal does no harm.
@@ -31,10 +33,17 @@ pub(super) struct OwnNode<S> {
     /// The lease as last read or written.
     lease: Option<Object>,
     is_failing: bool,
+    /// What the agent has planned with, put on the lease.
+    planned: watch::Receiver<Option<Mark>>,
 }
 
 impl<S: ObjectStore> OwnNode<S> {
-    pub(super) fn new(store: S, config: &AgentConfig, subnets: &BTreeSet<IpNet>) -> Self {
+    pub(super) fn new(
+        store: S,
+        config: &AgentConfig,
+        subnets: &BTreeSet<IpNet>,
+        planned: watch::Receiver<Option<Mark>>,
+    ) -> Self {
         let subnets = subnets.iter().map(IpNet::trunc).collect();
         Self {
             store,
@@ -44,6 +53,7 @@ impl<S: ObjectStore> OwnNode<S> {
             described: None,
             lease: None,
             is_failing: false,
+            planned,
         }
     }
 
@@ -97,13 +107,18 @@ impl<S: ObjectStore> OwnNode<S> {
         if self.lease.is_none() {
             self.lease = self.store.read(lease.key()).await?;
         }
+        let planned = self.planned.borrow().clone();
         // Whatever comes back: if it is no answer, the version that we know may be an old one.
         let renewed = match self.lease.take() {
-            None => self.store.create(lease).await,
+            None => {
+                lease::put_mark(&mut lease, planned.as_ref());
+                self.store.create(lease).await
+            }
             Some(known) => {
                 let spec = lease.value_mut()["spec"].take();
                 let mut lease = known;
                 lease.value_mut()["spec"] = spec;
+                lease::put_mark(&mut lease, planned.as_ref());
                 self.store.update(lease).await
             }
         };

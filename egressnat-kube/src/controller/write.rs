@@ -1,21 +1,58 @@
 //! What the controller writes: copies of gateways, status. Only what differs.
 
-use std::collections::{BTreeMap, BTreeSet};
-
 use egressnat_core::Assigned;
 use egressnat_core::gateway::SYSTEM_NAMESPACE;
-use egressnat_core::model::{GatewayKey, Snapshot};
+use egressnat_core::model::{GatewayKind, NodeName};
 use serde_json::{Value, json};
 
 use super::Controller;
+use crate::event::{Fact, Sameness, Severity};
+use crate::field_manager::{FieldManager, StatusApplied};
 use crate::kind::Kind;
 use crate::object::{Object, ObjectKey};
 use crate::resource::{MIRROR_OF, gateway_key, object_key};
+use crate::status::reason;
 use crate::store::{ObjectStore, StoreError};
 
+/// On a copy: of which generation of its original it was made. A copy that differs although this is current was edited.
+const MIRROR_GENERATION: &str = "egressnat.io/mirror-generation";
+
+fn copy_overwritten(copy: &ObjectKey, original: &ObjectKey) -> Fact {
+    Fact {
+        about: copy.clone(),
+        uid: None,
+        severity: Severity::Warning,
+        reason: reason::COPY_OVERWRITTEN,
+        message: format!(
+            "this is a copy of {original}, and somebody had edited it: edit {original} instead"
+        ),
+        sameness: Sameness::Reason,
+    }
+}
+
+/// Told of an object of which others had written the status.
+fn overwritten(about: ObjectKey, whose: &str) -> Fact {
+    Fact {
+        about,
+        uid: None,
+        severity: Severity::Warning,
+        reason: reason::STATUS_OVERWRITTEN,
+        message: format!(
+            "somebody else had written a part of the status, which was taken back; write the spec instead: {whose}"
+        ),
+        sameness: Sameness::Reason,
+    }
+}
+
 impl<S: ObjectStore> Controller<S> {
-    /// Gateways of cluster namespaces are effective as copies in `kube-system` (E7).
-    pub(super) async fn write_copies(&mut self, assigned: &Assigned) -> Result<(), StoreError> {
+    /// Gateways of cluster namespaces are effective as copies in `kube-system` (E7). Returns which of them somebody had edited.
+    ///
+    /// No finalizer holds an original back until its copy is gone: a copy without an original is removed whenever that is seen,
+    /// by the next controller too.
+    pub(super) async fn write_copies(
+        &mut self,
+        assigned: &Assigned,
+    ) -> Result<Vec<Fact>, StoreError> {
         let gateways = &assigned.gateways.gateways;
         let orphans: Vec<ObjectKey> = [Kind::NetworkGatewayGroup, Kind::AnthosNetworkGateway]
             .into_iter()
@@ -35,32 +72,50 @@ impl<S: ObjectStore> Controller<S> {
             self.store.remove(&key).await?;
             self.index.delete(&key);
         }
+        let mut edited = Vec::new();
         for (key, gateway) in gateways {
             let Some(namespace) = &gateway.mirror_of else {
                 continue;
             };
+            let key = object_key(key);
+            let original = ObjectKey {
+                namespace: Some(namespace.to_string()),
+                ..key.clone()
+            };
+            let generation = self
+                .index
+                .object(&original)
+                .map_or(0, Object::generation)
+                .to_string();
             let spec = json!({ "floatingIPs": gateway.floating_ips });
-            let annotation = Some((MIRROR_OF, namespace.as_str()));
-            self.ensure(&object_key(key), spec, annotation).await?;
+            let is_edited = |copy: &Object| {
+                copy.annotation(MIRROR_GENERATION) == Some(&generation) && copy.at("/spec") != &spec
+            };
+            if self.index.known(&key).is_some_and(is_edited) {
+                edited.push(copy_overwritten(&key, &original));
+            }
+            let annotations =
+                json!({ MIRROR_OF: namespace.as_str(), MIRROR_GENERATION: generation });
+            self.ensure(&key, spec, Some(annotations)).await?;
         }
-        Ok(())
+        Ok(edited)
     }
 
-    /// Makes an object's spec what it should be, and one annotation; others are not ours.
+    /// Makes an object's spec what it should be, and some annotations; others are not ours.
     async fn ensure(
         &mut self,
         key: &ObjectKey,
         spec: Value,
-        annotation: Option<(&str, &str)>,
+        annotations: Option<Value>,
     ) -> Result<(), StoreError> {
-        let known = self.index.object(key);
+        let known = self.index.known(key);
         let mut object = match known {
             Some(known) => known.clone(),
             None => Object::new(key, json!({})),
         };
         object.value_mut()["spec"] = spec;
-        if let Some((name, value)) = annotation {
-            object.value_mut()["metadata"]["annotations"][name] = json!(value);
+        for (name, value) in annotations.iter().filter_map(Value::as_object).flatten() {
+            object.value_mut()["metadata"]["annotations"][name] = value.clone();
         }
         let written = match known {
             None => self.store.create(object).await,
@@ -70,19 +125,33 @@ impl<S: ObjectStore> Controller<S> {
         self.settle(written)
     }
 
-    /// Makes an object's status what it should be. An object that is not there (yet) is left.
-    async fn ensure_status(&mut self, key: &ObjectKey, status: Value) -> Result<(), StoreError> {
-        let Some(known) = self
-            .index
-            .object(key)
-            .filter(|known| known.at("/status") != &status)
-        else {
-            return Ok(());
-        };
-        let mut object = known.clone();
-        object.value_mut()["status"] = status;
-        let written = self.store.update_status(object).await;
-        self.settle(written)
+    /// Writes statuses. Returns what was taken back from others.
+    pub(super) async fn write_status(
+        &mut self,
+        wanted: Vec<Object>,
+    ) -> Result<Vec<Fact>, StoreError> {
+        let mut taken_back = Vec::new();
+        for object in wanted {
+            let about = object.key().clone();
+            let applied = self
+                .store
+                .apply_status(object, FieldManager::Controller)
+                .await;
+            let written = match applied {
+                // It went meanwhile, which the watch will tell.
+                Err(StoreError::NotFound(_)) => continue,
+                Err(error) => Err(error),
+                Ok(StatusApplied {
+                    object,
+                    taken_back: whose,
+                }) => {
+                    taken_back.extend(whose.map(|whose| overwritten(about, &whose)));
+                    Ok(object)
+                }
+            };
+            self.settle(written)?;
+        }
+        Ok(taken_back)
     }
 
     /// A write that is refused keeps no other from being done: it is told once, and repeated ever more slowly.
@@ -108,74 +177,35 @@ impl<S: ObjectStore> Controller<S> {
         }
     }
 
-    /// The seeds' own shape: `nodes: {node: Up|Down}`, `floatingIPs: {ip: node}`.
-    pub(super) async fn write_gateway_status(
+    /// Nodes of the older kind, where that is in use: what they say is what the newer ones say.
+    pub(super) async fn write_anthos_nodes(
         &mut self,
-        snapshot: &Snapshot,
         assigned: &Assigned,
     ) -> Result<(), StoreError> {
-        let nodes: BTreeMap<String, String> = self
-            .index
-            .gateway_nodes()
-            .iter()
-            .filter_map(|name| {
-                Some((
-                    name.to_string(),
-                    snapshot.nodes.get(name)?.health.to_string(),
-                ))
-            })
-            .collect();
-        for key in assigned.gateways.gateways.keys() {
-            let holders: BTreeMap<String, &str> = assigned
-                .assignment
-                .nodes
-                .iter()
-                .filter(|(address, _)| assigned.gateways.owners.get(*address) == Some(key))
-                .map(|(address, node)| (address.to_string(), node.as_str()))
-                .collect();
-            let status = json!({ "nodes": nodes, "floatingIPs": holders });
-            self.ensure_status(&object_key(key), status).await?;
+        if !uses_anthos(assigned) {
+            return Ok(());
         }
-        Ok(())
-    }
-
-    /// One object per node with its health and its floating IPs (E2), of the older kind too where that is in use.
-    pub(super) async fn write_nodes(
-        &mut self,
-        snapshot: &Snapshot,
-        assigned: &Assigned,
-    ) -> Result<(), StoreError> {
-        let is_anthos =
-            |key: &GatewayKey| key.kind == egressnat_core::model::GatewayKind::AnthosNetworkGateway;
-        let has_anthos = assigned.gateways.gateways.keys().any(is_anthos);
         for name in self.index.gateway_nodes() {
-            let Some(node) = snapshot.nodes.get(&name) else {
-                continue;
-            };
-            let held: BTreeSet<String> = assigned
-                .assignment
-                .held_by(&name)
-                .map(|address| address.to_string())
-                .collect();
-            let status = json!({ "health": node.health.to_string(), "floatingIPs": held });
-            let key =
-                ObjectKey::namespaced(Kind::NetworkGatewayNode, SYSTEM_NAMESPACE, name.as_str());
-            let anthos = ObjectKey {
-                kind: Kind::AnthosNetworkGatewayNode,
-                ..key.clone()
-            };
-            if has_anthos {
-                let spec = self
-                    .index
-                    .object(&key)
-                    .map(|object| object.at("/spec").clone())
-                    .filter(|spec| !spec.is_null())
-                    .unwrap_or_else(|| json!({}));
-                self.ensure(&anthos, spec, None).await?;
-                self.ensure_status(&anthos, status.clone()).await?;
-            }
-            self.ensure_status(&key, status).await?;
+            let spec = self
+                .index
+                .object(&node_key(Kind::NetworkGatewayNode, &name))
+                .map(|object| object.at("/spec").clone())
+                .filter(|spec| !spec.is_null())
+                .unwrap_or_else(|| json!({}));
+            let key = node_key(Kind::AnthosNetworkGatewayNode, &name);
+            self.ensure(&key, spec, None).await?;
         }
         Ok(())
     }
+}
+
+/// Whether a gateway of the older kind is effective.
+pub(super) fn uses_anthos(assigned: &Assigned) -> bool {
+    let mut gateways = assigned.gateways.gateways.keys();
+    gateways.any(|key| key.kind == GatewayKind::AnthosNetworkGateway)
+}
+
+/// The key of a node's object.
+pub(super) fn node_key(kind: Kind, name: &NodeName) -> ObjectKey {
+    ObjectKey::namespaced(kind, SYSTEM_NAMESPACE, name.as_str())
 }

@@ -28,7 +28,23 @@ use super::rule::{not_empty, validations};
         type_ = "string",
         json_path = ".spec.floatingIPs"
     ),
-    printcolumn(name = "Assigned", type_ = "string", json_path = ".status.floatingIPs"),
+    printcolumn(
+        name = "Assigned",
+        type_ = "string",
+        json_path = r#".status.conditions[?(@.type=="Assigned")].status"#
+    ),
+    printcolumn(
+        name = "Programmed",
+        type_ = "string",
+        json_path = r#".status.conditions[?(@.type=="Programmed")].status"#,
+        priority = 1
+    ),
+    printcolumn(
+        name = "Holders",
+        type_ = "string",
+        json_path = ".status.floatingIPs",
+        priority = 1
+    ),
     printcolumn(
         name = "Nodes",
         type_ = "string",
@@ -70,7 +86,23 @@ pub struct NetworkGatewayGroupSpec {
         type_ = "string",
         json_path = ".spec.floatingIPs"
     ),
-    printcolumn(name = "Assigned", type_ = "string", json_path = ".status.floatingIPs"),
+    printcolumn(
+        name = "Assigned",
+        type_ = "string",
+        json_path = r#".status.conditions[?(@.type=="Assigned")].status"#
+    ),
+    printcolumn(
+        name = "Programmed",
+        type_ = "string",
+        json_path = r#".status.conditions[?(@.type=="Programmed")].status"#,
+        priority = 1
+    ),
+    printcolumn(
+        name = "Holders",
+        type_ = "string",
+        json_path = ".status.floatingIPs",
+        priority = 1
+    ),
     printcolumn(
         name = "Nodes",
         type_ = "string",
@@ -99,6 +131,7 @@ pub struct AnthosNetworkGatewaySpec {
 pub struct NetworkGatewayStatus {
     /// The health of each gateway node: Up or Down.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("x-kubernetes-map-type" = "atomic"))]
     pub nodes: BTreeMap<String, String>,
     /// The node that holds each floating IP.
     #[serde(
@@ -106,6 +139,7 @@ pub struct NetworkGatewayStatus {
         rename = "floatingIPs",
         skip_serializing_if = "BTreeMap::is_empty"
     )]
+    #[schemars(extend("x-kubernetes-map-type" = "atomic"))]
     pub floating_ips: BTreeMap<String, String>,
     /// What is true of the group now.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

@@ -2,12 +2,12 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::address::RangeText;
+use crate::status::NodeReport;
 
 /// What the agent of a node found on it.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema, CustomResource)]
@@ -85,7 +85,7 @@ pub struct AnthosNetworkGatewayNodeSpec {
     pub subnets: BTreeSet<IpNet>,
 }
 
-/// What the controller writes to a gateway node of either kind.
+/// What is told of a gateway node of either kind: its report by its agent, the rest by the controller.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct NetworkGatewayNodeStatus {
     /// Up or Down.
@@ -98,10 +98,10 @@ pub struct NetworkGatewayNodeStatus {
         rename = "floatingIPs",
         skip_serializing_if = "BTreeSet::is_empty"
     )]
-    #[schemars(with = "Vec<String>")]
+    #[schemars(with = "Vec<String>", extend("x-kubernetes-list-type" = "atomic"))]
     pub floating_ips: BTreeSet<IpAddr>,
-    /// What is true of the node now.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
-    pub conditions: Vec<Condition>,
+    /// What the node's kernel has, told by its agent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "NodeReport")]
+    pub report: Option<NodeReport>,
 }

@@ -27,8 +27,12 @@ use super::selector::LabelSelector;
     status = "EgressNatPolicyStatus",
     derive = "PartialEq",
     doc = "An egress policy: which pods leave the cluster to which destinations with which egress IP.",
-    printcolumn(name = "Egress-IP", type_ = "string", json_path = ".status.egressIP"),
-    printcolumn(name = "Node", type_ = "string", json_path = ".status.node"),
+    printcolumn(
+        name = "Egress-IP",
+        type_ = "string",
+        json_path = ".status.egressIPs[0]"
+    ),
+    printcolumn(name = "Node", type_ = "string", json_path = ".status.nodes[0]"),
     printcolumn(
         name = "Programmed",
         type_ = "string",
@@ -156,15 +160,15 @@ pub struct GatewayRef {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct EgressNatPolicyStatus {
-    /// The egress IP of the traffic that the policy selects.
-    #[serde(default, rename = "egressIP", skip_serializing_if = "Option::is_none")]
-    #[schemars(with = "String")]
-    pub egress_ip: Option<IpAddr>,
-    /// The node that holds the egress IP.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(with = "String")]
-    pub node: Option<String>,
-    /// How many pods the policy selects.
+    /// The egress IPs of the traffic that the policy selects, one of each address family at most.
+    #[serde(default, rename = "egressIPs", skip_serializing_if = "Vec::is_empty")]
+    #[schemars(with = "Vec<String>", extend("x-kubernetes-list-type" = "atomic"))]
+    pub egress_ips: Vec<IpAddr>,
+    /// The nodes that hold them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "atomic"))]
+    pub nodes: Vec<String>,
+    /// How many pods the policy selects, on nodes that are up.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "i64", extend("minimum" = 0))]
     pub selected_pods: Option<i64>,

@@ -2,12 +2,13 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::PathBuf;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use egressnat_core::{Decision, NodePlan, Report};
+use egressnat_core::{Decision, Failure, NodePlan, Report};
 use egressnat_kube::{
     AgentConfig, ApiStore, ControllerConfig, Election, NodeDataplane, Pulse, StoreError, run_agent,
     run_controller,
@@ -15,6 +16,7 @@ use egressnat_kube::{
 use ipnet::IpNet;
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
+use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
 use crate::server::Server;
@@ -62,9 +64,21 @@ impl Drop for Running {
 pub(crate) struct Agent {
     pub(crate) running: Running,
     plans: Arc<Mutex<Vec<NodePlan>>>,
+    failures: Arc<Mutex<Vec<Failure>>>,
+    again: Arc<Notify>,
 }
 
 impl Agent {
+    /// From now on its kernel does everything but this.
+    pub(crate) fn fail(&self, failures: &[(&str, &str)]) {
+        let failure = |(object, message): &(&str, &str)| Failure {
+            object: (*object).to_owned(),
+            message: (*message).to_owned(),
+        };
+        *self.failures.lock().unwrap() = failures.iter().map(failure).collect();
+        self.again.notify_one();
+    }
+
     pub(crate) fn plans(&self) -> Vec<NodePlan> {
         self.plans.lock().unwrap().clone()
     }
@@ -87,6 +101,8 @@ impl Agent {
 
 struct Recording {
     plans: Arc<Mutex<Vec<NodePlan>>>,
+    failures: Arc<Mutex<Vec<Failure>>>,
+    again: Arc<Notify>,
 }
 
 impl NodeDataplane for Recording {
@@ -95,11 +111,25 @@ impl NodeDataplane for Recording {
         if plans.last() != Some(plan) {
             plans.push(plan.clone());
         }
-        Report::default()
+        let failures = self.failures.lock().unwrap().clone();
+        let is_usable = |address: &&IpAddr| {
+            let object = format!("address {address}");
+            failures.iter().all(|failure| failure.object != object)
+        };
+        Report {
+            floating_ips: plan
+                .floating_ips
+                .iter()
+                .filter(is_usable)
+                .copied()
+                .collect(),
+            failures: failures.clone(),
+            ..Report::default()
+        }
     }
 
     async fn changed(&mut self) {
-        std::future::pending().await
+        self.again.notified().await;
     }
 
     fn subnets(&self) -> BTreeSet<IpNet> {
@@ -123,8 +153,10 @@ impl Cluster {
                 .is_success
                 .then_some(())
         });
-        let rbac = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/rbac.yaml");
-        server.ok(&["apply", "--filename", rbac]);
+        for file in ["rbac.yaml", "admission.yaml"] {
+            let path = format!("{}/../deploy/{file}", env!("CARGO_MANIFEST_DIR"));
+            server.ok(&["apply", "--filename", &path]);
+        }
         let cluster = Self {
             server,
             runtime: Runtime::new().unwrap(),
@@ -188,29 +220,47 @@ impl Cluster {
             .then(|| serde_json::from_str(&told.stdout).unwrap())
     }
 
-    /// A kubeconfig for a service account, which may do what `deploy/rbac.yaml` says.
-    pub(crate) fn kubeconfig(&self, account: &str, port: Option<u16>) -> PathBuf {
+    /// A kubeconfig for a service account, which may do what `deploy/rbac.yaml` says; one that is bound to a node, as that of a pod
+    /// is, may do it for that node only.
+    pub(crate) fn kubeconfig(
+        &self,
+        account: &str,
+        node: Option<&str>,
+        port: Option<u16>,
+    ) -> PathBuf {
         let directory = self.server.directory();
         let admin = fs::read_to_string(directory.join("kubeconfig")).unwrap();
         let mut config: Value = serde_yaml_ng::from_str(&admin).unwrap();
-        let token = self
-            .server
-            .ok(&["create", "token", account, "--namespace=kube-system"]);
+        let mut create = vec!["create", "token", account, "--namespace=kube-system"];
+        let name = node.map(|node| format!("--bound-object-name={node}"));
+        if let Some(name) = &name {
+            create.extend(["--bound-object-kind=Node", name]);
+        }
+        let token = self.server.ok(&create);
         config["users"][0]["user"] = json!({ "token": token.trim() });
         if let Some(port) = port {
             config["clusters"][0]["cluster"]["server"] = json!(format!("https://127.0.0.1:{port}"));
         }
-        let name = format!("kubeconfig-{account}-{}", port.unwrap_or(0));
+        let node = node.unwrap_or("none");
+        let name = format!("kubeconfig-{account}-{node}-{}", port.unwrap_or(0));
         let path = directory.join(name);
         fs::write(&path, config.to_string()).unwrap();
         path
     }
 
     pub(crate) fn store(&self, account: &str, wire: Option<&Wire>) -> ApiStore {
-        let path = self.kubeconfig(account, wire.map(|wire| wire.port));
-        self.runtime
-            .block_on(ApiStore::from_kubeconfig(&path))
-            .unwrap()
+        let path = self.kubeconfig(account, None, wire.map(|wire| wire.port));
+        self.connect(&path)
+    }
+
+    fn store_of_agent(&self, node: &str, wire: Option<&Wire>) -> ApiStore {
+        let port = wire.map(|wire| wire.port);
+        self.connect(&self.kubeconfig("egressnat-agent", Some(node), port))
+    }
+
+    fn connect(&self, kubeconfig: &Path) -> ApiStore {
+        let connected = ApiStore::from_kubeconfig(kubeconfig);
+        self.runtime.block_on(connected).unwrap()
     }
 
     /// A way to the API server that can be cut.
@@ -245,22 +295,31 @@ impl Cluster {
             cluster_ranges: vec![],
             pulse: pulse.clone(),
         };
+        let (failures, again) = (Arc::default(), Arc::new(Notify::new()));
         let dataplane = Recording {
             plans: Arc::clone(&plans),
+            failures: Arc::clone(&failures),
+            again: Arc::clone(&again),
         };
-        let store = self.store("egressnat-agent", wire);
+        let store = self.store_of_agent(node, wire);
         let task = self.runtime.spawn(run_agent(store, dataplane, config));
         Agent {
             running: Running { task, pulse },
             plans,
+            failures,
+            again,
         }
     }
 
-    /// Waits until the status of an object is this.
+    /// Waits until the status of an object is this, as far as it is given.
     pub(crate) fn until_status(&self, object: &[&str], want: &Value) {
         let mut last = Value::Null;
         let deadline = Instant::now() + DEADLINE;
-        while &last != want {
+        let has = |last: &Value| {
+            let mut fields = want.as_object().unwrap().iter();
+            fields.all(|(field, value)| last.get(field) == Some(value))
+        };
+        while !has(&last) {
             assert!(Instant::now() < deadline, "{object:?}: {last}, not {want}");
             thread::sleep(Duration::from_millis(50));
             last = self

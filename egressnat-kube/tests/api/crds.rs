@@ -86,9 +86,9 @@ fn with_status(server: &Server, object: &Value, status: &Value) -> Value {
     server.read(&[&plural, name, &namespace])["status"].clone()
 }
 
-fn conditions() -> Value {
+fn conditions(kind: &str) -> Value {
     json!([{
-        "type": "Programmed", "status": "True", "reason": "Programmed", "message": "every agent has it",
+        "type": kind, "status": "True", "reason": kind, "message": "every agent has it",
         "observedGeneration": 1, "lastTransitionTime": "2026-01-31T12:00:00Z",
     }])
 }
@@ -123,18 +123,14 @@ fn the_status_of_a_group_is_kept_and_shown_e1() {
         let status = json!({
             "nodes": {"worker1": "Up", "worker2": "Down"},
             "floatingIPs": {"192.168.1.100": "worker1", "192.168.1.101": "worker1"},
-            "conditions": conditions(),
+            "conditions": conditions("Assigned"),
         });
         assert_eq!(with_status(server, &object, &status), status);
         let (columns, cells) = table(server, &[short, "--namespace=group-status"]);
         assert_eq!(columns, ["NAME", "FLOATING-IPS", "ASSIGNED"]);
         assert_eq!(
             cells,
-            [
-                "default",
-                r#"["192.168.1.100","192.168.1.101"]"#,
-                r#"{"192.168.1.100":"worker1","192.168.1.101":"worker1"}"#,
-            ]
+            ["default", r#"["192.168.1.100","192.168.1.101"]"#, "True",]
         );
     }
 }
@@ -152,8 +148,12 @@ fn the_status_of_a_gateway_node_is_kept_and_shown_e2() {
             "metadata": {"name": "worker1", "namespace": "kube-system"},
             "spec": {"subnets": ["192.168.1.0/24", "fd00:1::/64"]},
         });
-        let status =
-            json!({"health": "Up", "floatingIPs": ["192.168.1.100"], "conditions": conditions()});
+        let report = json!({
+            "revision": "00000000000000aa", "floatingIPs": ["192.168.1.100"],
+            "policies": [{"name": "egress", "uid": "1", "generation": 2, "digest": "00000000000000bb", "pods": 3, "programmed": false,
+                "problems": [{"reason": "NodeFailed", "message": "table ip egressnat: no"}]}],
+        });
+        let status = json!({"health": "Up", "floatingIPs": ["192.168.1.100"], "report": report});
         assert_eq!(with_status(server, &object, &status), status);
         let (columns, cells) = table(server, &[short, "--namespace=kube-system"]);
         assert_eq!(columns, ["NAME", "HEALTH", "FLOATING-IPS"]);
@@ -171,7 +171,7 @@ fn the_status_of_a_policy_is_kept_and_shown_in_both_versions_e6() {
         "spec": {"action": "NoSNAT", "destinations": [{"cidr": "10.0.0.0/8"}]},
     });
     let status = json!({
-        "egressIP": "192.168.1.100", "node": "worker1", "selectedPods": 2, "conditions": conditions(),
+        "egressIPs": ["192.168.1.100"], "nodes": ["worker1"], "selectedPods": 2, "conditions": conditions("Programmed"),
     });
     assert_eq!(with_status(server, &policy, &status), status);
     for resource in [
