@@ -328,6 +328,47 @@ impl Cluster {
         }
     }
 
+    /// Waits until a condition of an object has this status and reason, of the generation that it has.
+    pub(crate) fn until_condition(&self, object: &[&str], kind: &str, want: (&str, &str)) -> Value {
+        let mut last = Value::Null;
+        let deadline = Instant::now() + DEADLINE;
+        loop {
+            if let Some(object) = self.find(object) {
+                let generation = &object["metadata"]["generation"];
+                let conditions = object["status"]["conditions"].as_array();
+                let mut conditions = conditions.into_iter().flatten();
+                let found = conditions.find(|condition| condition["type"] == kind);
+                if let Some(found) = found
+                    && (&found["status"], &found["reason"]) == (&json!(want.0), &json!(want.1))
+                    && &found["observedGeneration"] == generation
+                {
+                    return found.clone();
+                }
+                last = object["status"].clone();
+            }
+            assert!(
+                Instant::now() < deadline,
+                "{object:?}: {last}, and not {kind} {want:?}"
+            );
+            thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// Waits until all kernels have an object.
+    pub(crate) fn until_programmed(&self, object: &[&str]) {
+        self.until_condition(object, "Programmed", ("True", "Programmed"));
+    }
+
+    /// Waits until nothing is written any more: the versions of everything then.
+    pub(crate) fn at_rest(&self) -> Vec<String> {
+        until("rest", || {
+            let before = self.versions();
+            // The agents, too, have renewed their leases meanwhile.
+            self.await_renewals(6);
+            (self.versions() == before).then_some(before)
+        })
+    }
+
     /// Waits for the only event with a reason about an object.
     pub(crate) fn until_event(&self, reason: &str, about: &str) -> Value {
         let selector = format!("--field-selector=reason={reason},involvedObject.name={about}");

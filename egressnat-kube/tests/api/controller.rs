@@ -108,10 +108,10 @@ fn a_forged_status_is_corrected_and_nothing_is_written_at_rest_e1() {
     let (cluster, _agents) = cluster();
     let _controller = cluster.controller("first", None);
     cluster.apply_examples("v1");
-    let status = until("an assignment", || {
-        let status = cluster.find(&COPY)?["status"].take();
-        (holders(&status).len() == 3).then_some(status)
-    });
+    cluster.until_programmed(&COPY);
+    cluster.at_rest();
+    let status = cluster.find(&COPY).unwrap()["status"].take();
+    assert_eq!(holders(&status).len(), 3);
     let forged = json!({"nodes": {"worker1": "Down", "nobody": "Up"}, "floatingIPs": {"192.168.1.100": "nobody", "10.0.0.1": "worker1"}});
     cluster.patch_status(&COPY, &forged);
     cluster.until_status(&COPY, &status);
@@ -123,7 +123,11 @@ fn a_forged_status_is_corrected_and_nothing_is_written_at_rest_e1() {
         let node = cluster.find(&["ngn", "worker1", "--namespace=kube-system"])?;
         (node["status"]["health"] == "Up").then_some(())
     });
-    let before = cluster.versions();
+    cluster.until_event("StatusOverwritten", "worker1");
+    let overwritten = cluster.until_event("StatusOverwritten", "default");
+    let message = overwritten["message"].as_str().unwrap();
+    assert!(message.contains(".status.floatingIPs"), "{message}");
+    let before = cluster.at_rest();
     assert!(before.len() > 6, "{before:?}");
     cluster.await_renewals(5);
     assert_eq!(cluster.versions(), before);
@@ -162,7 +166,7 @@ fn what_is_wrong_is_told_once_by_an_event_that_describe_shows_e21_e22_e23() {
     let described = cluster.server.ok(&["describe", "enp", "unknown"]);
     assert!(described.contains("UnknownEgressIP"), "{described}");
     // A controller that comes after finds them told.
-    let before = cluster.versions();
+    let before = cluster.at_rest();
     drop(controller);
     let _next = cluster.controller("next", None);
     until("the next leader", || {

@@ -17,9 +17,8 @@ fn one_of_two_controllers_writes_and_the_other_takes_over_when_it_dies_e45() {
     cluster.apply(&group("default", &["192.168.1.100"]));
     let want = json!({"nodes": {"worker1": "Up"}, "floatingIPs": {"192.168.1.100": "worker1"}});
     cluster.until_status(&GROUP, &want);
-    cluster.await_renewals(4);
+    let before = cluster.at_rest();
     assert_eq!(cluster.leader().unwrap().0, "first");
-    let before = cluster.versions();
     drop(first);
     until("the other to lead", || {
         let (leader, _) = cluster.leader()?;
@@ -60,8 +59,7 @@ fn a_leader_that_was_cut_off_writes_no_more_when_it_is_back_e45() {
     cluster.apply(&group("default", &["192.168.1.101"]));
     let want = json!({"nodes": {"worker1": "Up"}, "floatingIPs": {"192.168.1.101": "worker1"}});
     cluster.until_status(&GROUP, &want);
-    cluster.await_renewals(2);
-    let before = cluster.versions();
+    let before = cluster.at_rest();
     wire.set(State::Open);
     cluster.await_renewals(5);
     assert_eq!(cluster.leader().unwrap().0, "second");

@@ -4,9 +4,12 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by it")]
 
+mod admission;
 mod agent;
+mod bad_input;
 mod cluster;
 mod controller;
+mod copies;
 mod crds;
 mod deploy;
 mod leaders;
@@ -16,4 +19,5 @@ mod rbac;
 mod refused;
 mod server;
 mod server_ends;
+mod status;
 mod wire;

@@ -41,7 +41,8 @@ fn scene() -> Scene {
         let held = agents.iter().filter_map(Agent::plan);
         (held.map(|plan| plan.floating_ips.len()).sum::<usize>() == 2).then_some(())
     });
-    cluster.await_renewals(3);
+    cluster.until_programmed(&["enp", "egress"]);
+    cluster.at_rest();
     Scene {
         cluster,
         wire,
