@@ -104,6 +104,16 @@ fn columns(kind: Kind) -> &'static [Column] {
                     address => text(address),
                 }
             }),
+            ("EGRESS-IP", |object| list(object.at("/status/egressIPs"))),
+            ("NODE", |object| list(object.at("/status/nodes"))),
+            ("PROGRAMMED", |object| {
+                let conditions = object.at("/status/conditions").as_array();
+                let mut conditions = conditions.into_iter().flatten();
+                let programmed = conditions.find(|one| one["type"] == "Programmed");
+                programmed
+                    .map(|one| text(&one["status"]))
+                    .unwrap_or_default()
+            }),
         ],
         Kind::Lease => &[
             NAME,
