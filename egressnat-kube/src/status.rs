@@ -17,3 +17,35 @@ pub(crate) use node_report::POLICIES_AT_MOST;
 pub use node_report::{NodeReport, PolicyReport, Problem};
 pub(crate) use policy::{PolicyFacts, policy_status};
 pub(crate) use sources::{Participant, Sources};
+
+#[cfg(test)]
+mod tests {
+    use super::reason::*;
+
+    #[test]
+    fn the_documentation_lists_every_condition_and_every_reason() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/status.md");
+        let text = std::fs::read_to_string(path).unwrap();
+        let types = [OF_POLICIES.as_slice(), OF_GATEWAYS.as_slice()].concat();
+        let reasons = [
+            RESOLVED,
+            INVALID,
+            NOT_APPLIED,
+            PENDING,
+            NODE_FAILED,
+            NO_PODS_SELECTED,
+            STATUS_OVERWRITTEN,
+            COPY_OVERWRITTEN,
+            PLAN_TOO_LARGE,
+        ];
+        let findings = egressnat_core::Reason::ALL
+            .iter()
+            .map(|reason| reason.as_str());
+        for word in types.into_iter().chain(reasons).chain(findings) {
+            assert!(
+                text.contains(&format!("`{word}`")),
+                "{word} is not in docs/status.md"
+            );
+        }
+    }
+}

@@ -388,3 +388,6 @@ fn fact(about: &ObjectKey, severity: Severity, reason: &'static str, message: St
         sameness: Sameness::Reason,
     }
 }
+
+#[cfg(test)]
+mod tests;
