@@ -13,7 +13,7 @@ fn the_accounts_may_do_nothing_that_they_do_not_need() {
         told.stdout.trim() == "yes"
     };
     let (controller, agent) = ("egressnat-controller", "egressnat-agent");
-    let refused: [(&str, &[&str]); 14] = [
+    let refused: [(&str, &[&str]); 18] = [
         (controller, &["list", "pods", "--all-namespaces"]),
         (controller, &["get", "secrets", "--namespace=kube-system"]),
         (controller, &["update", "nodes"]),
@@ -39,6 +39,21 @@ fn the_accounts_may_do_nothing_that_they_do_not_need() {
             ],
         ),
         (controller, &["list", "leases", "--all-namespaces"]),
+        (controller, &["patch", "egressnatpolicies"]),
+        (controller, &["patch", "nodes", "--subresource=status"]),
+        (
+            agent,
+            &["patch", "egressnatpolicies", "--subresource=status"],
+        ),
+        (
+            agent,
+            &[
+                "patch",
+                "networkgatewaynodes",
+                "--subresource=status",
+                "--namespace=default",
+            ],
+        ),
         (agent, &["get", "secrets", "--namespace=kube-system"]),
         (agent, &["update", "pods", "--all-namespaces"]),
         (
@@ -69,4 +84,13 @@ fn the_accounts_may_do_nothing_that_they_do_not_need() {
         ]
     ));
     assert!(may(agent, &["watch", "pods", "--all-namespaces"]));
+    let status = ["--subresource=status", "--namespace=kube-system"];
+    assert!(may(
+        agent,
+        &[&["patch", "networkgatewaynodes"], &status[..]].concat()
+    ));
+    assert!(may(
+        controller,
+        &["patch", "egressnatpolicies", "--subresource=status"]
+    ));
 }
