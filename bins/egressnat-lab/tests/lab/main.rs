@@ -5,6 +5,7 @@ mod api;
 mod input;
 mod packets;
 mod restarts;
+mod status;
 mod teardown;
 
 use std::net::Ipv4Addr;
@@ -147,15 +148,31 @@ impl TestLab {
         self.apply_objects(objects).unwrap()
     }
 
-    /// Every object but the leases, which are renewed for ever.
+    /// Every object but the leases, which are renewed for ever, when all kernels have what the objects say.
     fn objects_at_rest(&self) -> Vec<Value> {
         let store = self.store().unwrap();
+        until("all of it in the kernels", PATIENCE, || {
+            let kinds = [Kind::EgressNatPolicy, Kind::NetworkGatewayGroup];
+            let objects = kinds.into_iter().flat_map(|kind| store.list(kind).unwrap());
+            let is_programmed =
+                |object: Object| programmed(&object).is_some_and(|(status, _)| status == "True");
+            objects.map(is_programmed).all(|is| is).then_some(())
+        })
+        .unwrap();
         let kinds = Kind::ALL.into_iter().filter(|kind| *kind != Kind::Lease);
         kinds
             .flat_map(|kind| store.list(kind).unwrap())
             .map(|object| object.value().clone())
             .collect()
     }
+}
+
+/// Status and reason of an object's condition Programmed.
+fn programmed(object: &Object) -> Option<(String, String)> {
+    let conditions = object.at("/status/conditions").as_array()?;
+    let found = conditions.iter().find(|one| one["type"] == "Programmed")?;
+    let text = |field: &str| found[field].as_str().unwrap_or_default().to_owned();
+    Some((text("status"), text("reason")))
 }
 
 /// A pod of alice's.
