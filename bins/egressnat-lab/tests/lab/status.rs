@@ -31,7 +31,7 @@ fn a_policy_is_programmed_when_real_kernels_have_it_and_no_more_when_one_has_not
     };
     let forward = |value: &str| {
         let write = format!("echo {value} >/proc/sys/net/ipv4/ip_forward");
-        let output = lab.cli(&["exec", node, "--", "sh", "-c", &write]);
+        let output = lab.cli(&["exec", &format!("node/{node}"), "--", "sh", "-c", &write]);
         assert!(output.status.success(), "{output:?}");
     };
     forward("0");
