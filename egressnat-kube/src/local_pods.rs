@@ -8,6 +8,7 @@ use serde_json::json;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::task::JoinSet;
 
+use crate::field_manager::{FieldManager, StatusApplied};
 use crate::kind::Kind;
 use crate::object::{Object, ObjectKey};
 use crate::store::{ObjectStore, StoreError, Watch, WatchEvent, WatchRequest};
@@ -137,6 +138,14 @@ impl<S: ObjectStore> ObjectStore for PodsBeside<S> {
 
     async fn update_status(&self, object: Object) -> Result<Object, StoreError> {
         self.store.update_status(object).await
+    }
+
+    async fn apply_status(
+        &self,
+        object: Object,
+        manager: FieldManager,
+    ) -> Result<StatusApplied, StoreError> {
+        self.store.apply_status(object, manager).await
     }
 
     async fn remove(&self, key: &ObjectKey) -> Result<bool, StoreError> {

@@ -1,4 +1,5 @@
 use super::Pulse;
+use crate::field_manager::{FieldManager, StatusApplied};
 use crate::object::{Object, ObjectKey};
 use crate::store::{ObjectStore, StoreError, Watch, WatchRequest};
 
@@ -34,6 +35,16 @@ impl<S: ObjectStore> ObjectStore for Observed<S> {
 
     async fn update_status(&self, object: Object) -> Result<Object, StoreError> {
         let answer = self.store.update_status(object).await;
+        self.pulse.turned();
+        answer
+    }
+
+    async fn apply_status(
+        &self,
+        object: Object,
+        manager: FieldManager,
+    ) -> Result<StatusApplied, StoreError> {
+        let answer = self.store.apply_status(object, manager).await;
         self.pulse.turned();
         answer
     }
