@@ -1,9 +1,9 @@
 //! The agent's loop: its node's plan, applied whenever anything changes.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::net::IpAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use egressnat_core::model::{Health, NodeName};
 use egressnat_core::{
@@ -17,10 +17,14 @@ use crate::pulse::Pulse;
 use crate::store::{ObjectStore, StoreError, Watch, WatchEvent, WatchRequest};
 
 mod own_node;
+mod ownership;
 mod report;
+mod segment;
 
 use own_node::OwnNode;
+use ownership::Ownership;
 use report::Reporter;
+use segment::{Segment, Voters};
 
 /// What the agent watches; of pods only its own node's.
 const KINDS: [Kind; 7] = [
@@ -50,16 +54,51 @@ pub struct AgentConfig {
     pub cluster_ranges: Vec<IpNet>,
     /// Where the loop tells how it is.
     pub pulse: Pulse,
+    /// What becomes of the node's floating IPs while the store does not answer.
+    pub outage: StoreOutage,
+}
+
+/// What becomes of a node's floating IPs when its lease runs out because the store does not answer.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum StoreOutage {
+    /// The node keeps them as long as most of the gateway nodes on its segment answer it.
+    ///
+    /// Two nodes could then use one address only if the store is out of reach for one side of a segment that falls apart, and the
+    /// other side, with fewer gateway nodes, still has it: each for its own side, until the segment is whole again.
+    #[default]
+    Hold,
+    /// It lets them fall silent.
+    Release,
 }
 
 /// The packet path of the node, as the agent's loop sees it: a CNI brings its own.
 pub trait NodeDataplane {
+    /// What is needed of it while a plan is being applied.
+    type Uplink: Uplink;
+    /// The uplink.
+    fn uplink(&self) -> Self::Uplink;
+    /// The floating IPs that an earlier run left in the kernel, each with its deadline.
+    fn found(&self) -> BTreeMap<IpAddr, Instant>;
     /// Makes the kernel equal the plan, and tells what happened.
     fn apply(&mut self, plan: &NodePlan) -> impl Future<Output = Report>;
     /// Waits until the plan wants to be applied again. Cancel safe.
     fn changed(&mut self) -> impl Future<Output = ()>;
     /// The subnets of the node's uplink: floating IPs must lie in one of them (E30).
     fn subnets(&self) -> BTreeSet<IpNet>;
+}
+
+/// The interface that floating IPs go on. Clones are of one thing.
+pub trait Uplink: Clone + Send + Sync + 'static {
+    /// Lets the node use a floating IP until `deadline` and no longer, whatever becomes of this process (E33). One that has passed ends
+    /// the use at once. It is called before a plan has the address, too.
+    ///
+    /// # Errors
+    ///
+    /// What keeps the kernel from it. The old deadline stands.
+    fn hold_until(&self, address: IpAddr, deadline: Instant) -> Result<(), Failure>;
+    /// Whether another host on the segment answers for `address`, asked as RFC 5227 and IPv6's duplicate address detection do. Takes
+    /// `patience` if nobody does.
+    fn answers(&self, address: IpAddr, patience: Duration) -> impl Future<Output = bool> + Send;
 }
 
 /// Runs the agent until the store goes away.
@@ -84,10 +123,22 @@ where
     let request = WatchRequest::of(&KINDS).with_pods_of(config.node.clone());
     let mut watch = store.watch(&request)?;
     let (reporter, writer, planned) = report::channel(store.clone(), &config.node);
-    let node = OwnNode::new(store, &config, &dataplane.subnets(), planned);
-    let _stop = AbortOnDrop(tokio::spawn(node.tell()));
-    let _stop_writer = AbortOnDrop(tokio::spawn(writer.write()));
+    let _reports = AbortOnDrop(tokio::spawn(writer.write()));
+    let ownership = Ownership::new(
+        config.node.clone(),
+        config.lease_duration,
+        dataplane.uplink(),
+        dataplane.found(),
+    );
+    let subnets = dataplane.subnets();
+    let node = OwnNode::new(store, ownership.clone(), &config, &subnets, planned);
+    let _renewals = AbortOnDrop(tokio::spawn(node.tell()));
+    let segment = Segment::new(ownership.clone(), &config, subnets);
+    let voters = segment.voters();
+    let _segment = AbortOnDrop(tokio::spawn(segment.watch()));
     let mut agent = Agent {
+        ownership,
+        voters,
         node: config.node,
         index: Index::new(config.cluster_ranges),
         failures: Vec::new(),
@@ -104,6 +155,7 @@ where
                 None => return Ok(()),
             },
             () = dataplane.changed() => {}
+            () = agent.ownership.changed() => {}
             _ = audit.tick() => {}
         }
         agent.apply(&mut dataplane).await;
@@ -120,7 +172,9 @@ impl Drop for AbortOnDrop {
     }
 }
 
-struct Agent {
+struct Agent<U> {
+    ownership: Ownership<U>,
+    voters: Voters,
     node: NodeName,
     index: Index,
     /// Told already.
@@ -131,7 +185,7 @@ struct Agent {
     reporter: Reporter,
 }
 
-impl Agent {
+impl<U: Uplink> Agent<U> {
     async fn take_all(&mut self, event: WatchEvent, watch: &mut Watch) {
         self.take(event);
         tokio::time::sleep(SETTLE).await;
@@ -168,8 +222,14 @@ impl Agent {
         let snapshot = self.index.snapshot(Assignment::default(), |_| Health::Up);
         let gateways = effective_gateways(&snapshot);
         let assignment = self.index.assignment(&gateways);
-        let planned = plan_node(&snapshot, &assignment, &self.node);
+        self.ownership.saw(self.index.grants(&gateways));
+        self.voters.tell(&self.index, &gateways, &self.node);
+        let mut planned = plan_node(&snapshot, &assignment, &self.node);
+        // Granted and held are two things: only the second may be used (E33).
+        planned.plan.floating_ips = self.ownership.held();
         let report = dataplane.apply(&planned.plan).await;
+        self.ownership
+            .applied(&planned.plan.floating_ips, &report.floating_ips);
         self.pulse.applied(&report);
         if report.changes > 0 {
             tracing::info!(

@@ -154,11 +154,13 @@ fn body(object: &Object) -> Vec<u8> {
     object.value().to_string().into_bytes()
 }
 
-/// What a manager applies: its fields, of the object with this uid and no later one.
+/// What a manager applies: its fields, of the object with this uid, and with this version if it has one.
 fn applied(object: &Object, manager: FieldManager) -> Value {
     let mut document = Object::new(object.key(), json!({})).value().clone();
-    if let Some(uid) = object.at("/metadata/uid").as_str() {
-        document["metadata"]["uid"] = json!(uid);
+    for field in ["uid", "resourceVersion"] {
+        if let Some(value) = object.at("/metadata").get(field) {
+            document["metadata"][field] = value.clone();
+        }
     }
     let status: Map<String, Value> = manager
         .status_fields(object.kind())

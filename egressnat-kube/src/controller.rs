@@ -4,24 +4,26 @@ use std::collections::BTreeSet;
 use std::future::Future;
 use std::time::{Duration, Instant};
 
-use egressnat_core::model::NodeName;
-use egressnat_core::{Assigned, Assignment, effective_gateways, plan_cluster};
+use egressnat_core::model::{Health, NodeName};
+use egressnat_core::ownership::{Granter, LeaseRecord, RATE_ERROR, Time};
+use egressnat_core::{Assignment, effective_gateways, plan_cluster};
 use ipnet::IpNet;
 
+use crate::clock::{instant, now};
 use crate::election::{self, Election, Leadership, Led};
-use crate::event::{Fact, Recorder, Sameness, Severity};
+use crate::event::{Fact, Recorder};
 use crate::index::Index;
 use crate::kind::Kind;
 use crate::lease::{lease_key, lease_node, mark_of, read_lease};
-use crate::liveness::Liveness;
 use crate::object::Object;
 use crate::pulse::{BEAT, Observed, Pulse};
-use crate::resource::object_key;
 use crate::store::{ObjectStore, StoreError, Watch, WatchEvent, WatchRequest};
 
+mod grants;
 mod status;
 mod write;
 
+use grants::{holders, moves};
 use status::Telling;
 
 /// What the controller watches: never pods.
@@ -64,8 +66,9 @@ pub struct ControllerConfig {
 /// # Guarantees
 ///
 /// It writes only what differs, and each fact once. A floating IP changes its node only when its node is down, gone or
-/// unfit (E31, E32); before a node is taken for dead, its lease is read once more. After a restart it goes on from the assignment in the status. With an election only the leader writes, and
-/// one that is deposed stops at once. While the store cannot be reached nobody is taken for dead.
+/// unfit (E31, E32), and is given to another only when the first one has given it back, or cannot hold it any more (E33). Before a
+/// node is taken for dead, its lease is read once more. After a restart it goes on from the status. With an election only the
+/// leader writes, and one that is deposed stops at once. While the store cannot be reached nobody is taken for dead.
 ///
 /// # Errors
 ///
@@ -168,10 +171,11 @@ enum Turn {
 struct Controller<S> {
     store: Led<S>,
     index: Index,
-    liveness: Liveness,
+    /// Who is alive, and who may be given what.
+    granter: Granter,
     recorder: Recorder,
-    /// In force; none before the first run, which starts from the status.
-    assignment: Option<Assignment>,
+    /// Where the floating IPs belong; none before the first run, which starts from who holds them.
+    wanted: Option<Assignment>,
     /// Refused writes that were told.
     refused: BTreeSet<String>,
     /// One that was refused in this run.
@@ -186,9 +190,8 @@ struct Controller<S> {
     is_synced: bool,
     /// Whether the store cannot be seen now.
     is_interrupted: bool,
-    is_leading: bool,
     /// When the store was last heard of.
-    last_contact: Instant,
+    last_contact: Time,
     pulse: Pulse,
 }
 
@@ -197,9 +200,9 @@ impl<S: ObjectStore> Controller<S> {
         Self {
             store,
             index: Index::new(cluster_ranges),
-            liveness: Liveness::default(),
+            granter: Granter::new(RATE_ERROR),
             recorder: Recorder::default(),
-            assignment: None,
+            wanted: None,
             refused: BTreeSet::new(),
             refused_now: None,
             telling: Telling::default(),
@@ -207,8 +210,7 @@ impl<S: ObjectStore> Controller<S> {
             is_due: false,
             is_synced: false,
             is_interrupted: false,
-            is_leading: false,
-            last_contact: Instant::now(),
+            last_contact: now(),
             pulse: Pulse::default(),
         }
     }
@@ -218,7 +220,7 @@ impl<S: ObjectStore> Controller<S> {
         let mut leadership = self.store.leadership.clone();
         let mut retry = Retry::default();
         loop {
-            let expiry = self.next_expiry(Instant::now());
+            let expiry = self.next_expiry();
             // With nothing to do it turns all the same, by which it is seen to be alive.
             let beat = Some(Instant::now() + BEAT);
             let due = self.telling.due();
@@ -240,11 +242,14 @@ impl<S: ObjectStore> Controller<S> {
                 () = leadership.changed() => {}
                 () = until(wake) => {}
             }
-            self.is_due |= retry.at.take_if(|at| *at <= Instant::now()).is_some();
-            self.is_due |= self.telling.take_due(Instant::now());
+            let now = Instant::now();
+            let is_past = |at: &Instant| *at <= now;
+            self.is_due |= retry.at.take_if(|at| is_past(at)).is_some();
+            self.is_due |= expiry.is_some_and(|at| is_past(&at));
+            self.is_due |= self.telling.take_due(now);
             let turn = self.turn().await;
             self.pulse.turned();
-            self.pulse.leads(self.is_leading);
+            self.pulse.leads(self.granter.leads(crate::clock::now()));
             match turn {
                 Ok(Turn::Idle) => {}
                 Ok(Turn::Done) => retry = Retry::default(),
@@ -254,13 +259,15 @@ impl<S: ObjectStore> Controller<S> {
     }
 
     /// When something is to be done although nothing is told.
-    fn next_expiry(&self, now: Instant) -> Option<Instant> {
-        let is_active = self.is_leading && !self.is_interrupted;
-        is_active.then(|| self.liveness.next_expiry(now)).flatten()
+    fn next_expiry(&self) -> Option<Instant> {
+        let now = now();
+        let is_active = self.granter.leads(now) && !self.is_interrupted;
+        let expiry = is_active.then(|| self.granter.next_expiry(now)).flatten();
+        expiry.map(instant)
     }
 
     fn take(&mut self, event: WatchEvent) {
-        let now = Instant::now();
+        let now = now();
         match &event {
             WatchEvent::Restarted(objects) => {
                 self.is_synced = true;
@@ -268,22 +275,22 @@ impl<S: ObjectStore> Controller<S> {
                 self.is_due = true;
                 objects
                     .iter()
-                    .filter(|o| o.kind() == Kind::Lease)
+                    .filter(|object| object.kind() == Kind::Lease)
                     .for_each(|lease| self.saw(lease, now));
             }
-            // What matters of it is whether the node is alive, which the turn finds out.
+            // Whether the node is alive the turn finds out.
             WatchEvent::Applied(object) if object.kind() == Kind::Lease => self.saw(object, now),
             // Older than what we wrote since: news only to the watch.
             WatchEvent::Applied(object) if self.is_outdated(object) => return,
             WatchEvent::Deleted(key) => {
                 self.is_due = true;
                 if let Some(node) = lease_node(key) {
-                    self.liveness.gone(&node);
                     self.telling.gone(&node);
+                    self.granter.lost_lease(&node);
                 }
             }
             WatchEvent::Applied(object) if self.is_report_alone(object) => {
-                self.telling.heard(now);
+                self.telling.heard(Instant::now());
             }
             WatchEvent::Applied(_) => self.is_due = true,
             WatchEvent::Failed(error) => tracing::error!(%error, "a manifest cannot be used"),
@@ -296,7 +303,7 @@ impl<S: ObjectStore> Controller<S> {
             WatchEvent::Resumed => {
                 self.is_interrupted = false;
                 self.pulse.regained_sight();
-                self.liveness.resume(self.last_contact, now);
+                self.granter.resume(self.last_contact, now);
                 tracing::info!("the store is seen again");
             }
         }
@@ -328,29 +335,37 @@ impl<S: ObjectStore> Controller<S> {
 
     /// Does what is to be done, if there is anything and it is for this controller to do it.
     async fn turn(&mut self) -> Result<Turn, StoreError> {
-        let leads = self.store.leadership.remaining().is_some();
-        if leads && !self.is_leading {
-            self.begin();
-        }
-        self.is_leading = leads;
-        if !leads || !self.is_synced || self.is_interrupted {
+        let Some(remaining) = self.store.leadership.remaining() else {
+            self.granter.follow();
+            return Ok(Turn::Idle);
+        };
+        if !self.is_synced {
             return Ok(Turn::Idle);
         }
-        let alive = self.liveness.alive(Instant::now());
+        let now = now();
+        let led = self.granter.leads(now);
+        self.granter.lead(now, now.after(remaining));
+        if !led {
+            self.begin(now);
+        }
+        if self.is_interrupted {
+            return Ok(Turn::Idle);
+        }
+        let alive = self.alive();
         if !self.is_due && alive == self.alive {
             return Ok(Turn::Idle);
         }
         self.is_due = false;
         let result = self.run_once(&alive).await;
         match &result {
-            Ok(()) => self.last_contact = Instant::now(),
+            Ok(()) => self.last_contact = crate::clock::now(),
             // The rest was written.
             Err(StoreError::Refused { .. }) => {}
             Err(error) => {
                 // What was decided may not have been written: decide again from what the store says.
-                self.assignment = None;
+                self.wanted = None;
                 if let StoreError::Unreachable { .. } = error {
-                    self.liveness.resume(self.last_contact, Instant::now());
+                    self.granter.resume(self.last_contact, crate::clock::now());
                 }
             }
         }
@@ -363,68 +378,104 @@ impl<S: ObjectStore> Controller<S> {
             // The watch may be late, or stuck, while the node is well: what it wrote last is in the store.
             let asked = Instant::now();
             if let Some(lease) = self.store.read(&lease_key(&node)).await? {
-                self.saw(&lease, Instant::now());
+                self.saw(&lease, now());
+                self.remember(lease);
             }
             if asked.elapsed() > SLOW {
-                self.liveness.resume(self.last_contact, Instant::now());
+                self.granter.resume(self.last_contact, now());
             }
         }
-        let now = Instant::now();
-        self.alive = self.liveness.alive(now);
-        self.reconcile(now).await
+        self.alive = self.alive();
+        self.reconcile().await
+    }
+
+    fn alive(&self) -> BTreeSet<NodeName> {
+        self.granter.alive(now()).cloned().collect()
     }
 
     /// Another may have led meanwhile, or nobody could: what holds is in the store, which nodes are down included. Who is not told
     /// as down counts as seen just now, for the leases that ran out meanwhile may have done so because nobody could write.
-    fn begin(&mut self) {
+    fn begin(&mut self, now: Time) {
         self.is_due = true;
-        self.assignment = None;
+        self.wanted = None;
         self.refused.clear();
         self.recorder = Recorder::default();
-        let now = Instant::now();
+        // What was watched may be older than what is in the store. No harm is done by that: every write names the version that it
+        // goes over, and until when a lease is good is counted from now.
+        for lease in self.index.objects(Kind::Lease) {
+            if let Some(node) = lease_node(lease.key()) {
+                self.granter.saw_lease(&node, read_lease(lease), now);
+            }
+        }
         for object in self.index.objects(Kind::NetworkGatewayNode) {
             if let Ok(node) = object.parse_name()
-                && object.at("/status/health") != "Down"
+                && object.at("/status/health") == "Down"
             {
-                self.liveness.revive(&node, now);
+                self.granter.presume_dead(&node);
             }
         }
     }
 
-    fn saw(&mut self, lease: &Object, now: Instant) {
-        if let Some((node, renewal, duration)) = read_lease(lease) {
-            self.liveness.seen(&node, &renewal, duration, now);
-            self.telling.saw(&node, mark_of(lease), now);
+    /// A lease was told, or read.
+    fn saw(&mut self, lease: &Object, now: Time) {
+        let Some(node) = lease_node(lease.key()) else {
+            return;
+        };
+        let record = read_lease(lease);
+        // Most renewals say nothing but that the node is alive.
+        let known = self.index.object(lease.key()).map(read_lease);
+        let says = |record: &LeaseRecord| (record.term, record.is_taken, record.released.clone());
+        self.is_due |= known.as_ref().map(says) != Some(says(&record));
+        self.telling.saw(&node, mark_of(lease), Instant::now());
+        if self.granter.leads(now) {
+            self.granter.saw_lease(&node, record, now);
         }
     }
 
-    async fn reconcile(&mut self, now: Instant) -> Result<(), StoreError> {
-        let health = |node: &NodeName| self.liveness.health(node, now);
+    async fn reconcile(&mut self) -> Result<(), StoreError> {
+        let began = Instant::now();
+        let health = |node: &NodeName| match self.alive.contains(node) {
+            true => Health::Up,
+            false => Health::Down,
+        };
         let mut snapshot = self.index.snapshot(Assignment::default(), health);
-        let before = match &self.assignment {
-            Some(assignment) => assignment.clone(),
+        snapshot.previous = match self.wanted.take() {
+            Some(wanted) => wanted,
             None => self.index.assignment(&effective_gateways(&snapshot)),
         };
-        snapshot.previous = before.clone();
-        let plan = plan_cluster(&snapshot);
-        let assigned = &plan.assigned;
-        let mut happened = self.write_copies(assigned).await?;
-        self.telling.learn(&self.index, &snapshot, &plan);
-        let wanted = self.telling.wanted(&self.index, &snapshot, &plan);
-        // Who holds what comes first: the agents wait for it.
-        happened.extend(self.write_status(wanted.gateways).await?);
-        self.assignment = Some(assigned.assignment.clone());
-        self.write_anthos_nodes(assigned).await?;
+        let mut plan = plan_cluster(&snapshot);
+        let belongs = plan.assigned.assignment.clone();
+        let mut happened = self.write_copies(&plan.assigned).await?;
+        self.read_grants(&plan.assigned.gateways);
+        let before = self.holders(&plan.assigned.gateways);
+        let wanted = loop {
+            let (records, takes) = self.grants_for(&belongs);
+            // Status tells who holds an address, not who should.
+            plan.assigned.assignment = holders(&records, &plan.assigned.gateways);
+            self.telling.learn(&self.index, &snapshot, &plan);
+            let mut wanted = self.telling.wanted(&self.index, &snapshot, &plan, &records);
+            // The agents wait for it, so it comes first.
+            let gateways = std::mem::take(&mut wanted.gateways);
+            happened.extend(self.write_status(gateways).await?);
+            self.read_grants(&plan.assigned.gateways);
+            if !self.take_leases(takes).await? {
+                break wanted;
+            }
+            // What was taken may be free at once.
+        };
+        let after = self.holders(&plan.assigned.gateways);
+        happened.extend(moves(&before, &after, &plan.assigned));
+        self.wanted = Some(belongs);
+        self.write_anthos_nodes(&plan.assigned).await?;
         happened.extend(self.write_status(wanted.nodes).await?);
         happened.extend(self.write_status(wanted.policies).await?);
-        self.telling.finished(now);
+        self.telling.finished(began);
         let index = &self.index;
         let identified = |mut fact: Fact| {
             let object = index.known(&fact.about);
             fact.uid = object.and_then(Object::uid).map(str::to_owned);
             fact
         };
-        happened.extend(moves(&before, assigned));
         for fact in happened.into_iter().map(identified) {
             self.recorder.happened(&self.store, &fact).await?;
         }
@@ -433,36 +484,6 @@ impl<S: ObjectStore> Controller<S> {
         self.recorder.holding(&self.store, facts).await?;
         self.refused_now.take().map_or(Ok(()), Err)
     }
-}
-
-/// What changed hands.
-fn moves(before: &Assignment, assigned: &Assigned) -> Vec<Fact> {
-    let mut facts = Vec::new();
-    for (address, node) in &assigned.assignment.nodes {
-        let Some(owner) = assigned.gateways.owners.get(address) else {
-            continue;
-        };
-        let (reason, message) = match before.nodes.get(address) {
-            Some(old) if old == node => continue,
-            Some(old) => (
-                "Moved",
-                format!("floating IP {address} moved from node {old} to node {node}"),
-            ),
-            None => (
-                "Assigned",
-                format!("floating IP {address} is assigned to node {node}"),
-            ),
-        };
-        facts.push(Fact {
-            about: object_key(owner),
-            uid: None,
-            severity: Severity::Normal,
-            reason,
-            message,
-            sameness: Sameness::Message,
-        });
-    }
-    facts
 }
 
 #[cfg(test)]

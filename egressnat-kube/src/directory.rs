@@ -226,6 +226,7 @@ impl DirectoryStore {
         let old = self
             .get(key)?
             .ok_or_else(|| StoreError::NotFound(key.clone()))?;
+        check_version(&old, object, Part::Status)?;
         let mut status: Map<String, Value> =
             old.at("/status").as_object().cloned().unwrap_or_default();
         for field in manager.status_fields(key.kind) {

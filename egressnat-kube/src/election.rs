@@ -6,22 +6,19 @@ use std::future::Future;
 use std::time::Duration;
 
 use egressnat_core::gateway::SYSTEM_NAMESPACE;
-use egressnat_core::ownership::{Candidate, LeaderRecord, LeaderStep, Time, Timing, Version};
-use nix::time::{ClockId, clock_gettime};
+use egressnat_core::ownership::{Candidate, LeaderRecord, LeaderStep, RATE_ERROR, Time, Timing};
 use serde_json::json;
 use tokio::sync::{oneshot, watch};
 
+use crate::clock::now;
 use crate::field_manager::{FieldManager, StatusApplied};
 use crate::kind::Kind;
 use crate::lease::micro_time;
-use crate::object::{Object, ObjectKey, fnv1a64};
+use crate::object::{Object, ObjectKey};
 use crate::store::{ObjectStore, StoreError, Watch, WatchRequest};
 
 /// A renewal is tried this often in the lease's duration, so that one that fails does no harm.
 const RENEWALS: u32 = 5;
-
-/// What two clocks may differ by, in millionths: ten times what a crystal is off by.
-const RATE_ERROR: u32 = 1_000;
 
 const NAME: &str = "egressnat-controller";
 
@@ -48,12 +45,6 @@ impl Election {
             duration: Self::DURATION,
         }
     }
-}
-
-/// What a clock shows that goes on while the machine sleeps.
-fn now() -> Time {
-    let time = clock_gettime(ClockId::CLOCK_BOOTTIME).map(Duration::from);
-    Time(time.expect("every Linux since 2.6.39 has this clock"))
 }
 
 /// Whether this controller leads.
@@ -266,15 +257,14 @@ fn lease_key() -> ObjectKey {
     ObjectKey::namespaced(Kind::Lease, SYSTEM_NAMESPACE, NAME)
 }
 
-/// The lock as the candidate sees it. It compares versions for being equal only, so that a hash does.
+/// The lock as the candidate sees it.
 fn record(lease: Option<&Object>) -> LeaderRecord<String> {
     let Some(lease) = lease else {
         return LeaderRecord::default();
     };
-    let version = lease.resource_version().unwrap_or_default();
     let leader = lease.at("/spec/holderIdentity").as_str();
     LeaderRecord {
-        version: Version(fnv1a64(version.bytes())),
+        version: lease.version(),
         leader: leader.filter(|name| !name.is_empty()).map(str::to_owned),
     }
 }

@@ -27,7 +27,7 @@ impl FieldManager {
     pub fn status_fields(self, kind: Kind) -> &'static [&'static str] {
         match (self, kind) {
             (FieldManager::Controller, Kind::NetworkGatewayGroup | Kind::AnthosNetworkGateway) => {
-                &["nodes", "floatingIPs", "conditions"]
+                &["nodes", "floatingIPs", "grants", "conditions"]
             }
             (FieldManager::Controller, Kind::EgressNatPolicy) => {
                 &["egressIPs", "nodes", "selectedPods", "conditions"]

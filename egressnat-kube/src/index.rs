@@ -6,10 +6,12 @@ use std::net::IpAddr;
 use egressnat_core::model::{
     ClusterKey, Health, Name, Node, NodeName, PodKey, Policy, PolicyName, Snapshot,
 };
+use egressnat_core::ownership::GrantRecord;
 use egressnat_core::{Assignment, EffectiveGateways, PolicyMeaning, ResolvedPolicy};
 use ipnet::IpNet;
 use serde_json::Value;
 
+use crate::grant::read_grants;
 use crate::kind::Kind;
 use crate::object::{InvalidObject, Object, ObjectKey};
 use crate::resource::{
@@ -266,6 +268,32 @@ impl Index {
             snapshot.nodes.insert(name.clone(), node);
         }
         snapshot
+    }
+
+    /// The nodes that are up, as the status of the effective gateways tells.
+    pub(crate) fn nodes_up(&self, gateways: &EffectiveGateways) -> BTreeSet<NodeName> {
+        let objects = gateways.gateways.keys();
+        let objects = objects.filter_map(|key| self.objects.get(&object_key(key)));
+        let told = objects.filter_map(|object| object.at("/status/nodes").as_object());
+        let up = told.flatten().filter(|(_, health)| *health == "Up");
+        up.filter_map(|(name, _)| name.parse().ok()).collect()
+    }
+
+    /// The addresses of a node.
+    pub(crate) fn addresses(&self, node: &NodeName) -> &BTreeSet<IpAddr> {
+        const NONE: &BTreeSet<IpAddr> = &BTreeSet::new();
+        self.nodes.get(node).map_or(NONE, |facts| &facts.addresses)
+    }
+
+    /// The grant of each address that the status of the effective gateways tells. An address counts only for the gateway that owns it.
+    pub(crate) fn grants(&self, gateways: &EffectiveGateways) -> BTreeMap<IpAddr, GrantRecord> {
+        let mut grants = BTreeMap::new();
+        for key in gateways.gateways.keys() {
+            let told = self.objects.get(&object_key(key)).map(read_grants);
+            let is_owned = |address: &IpAddr| gateways.owners.get(address) == Some(key);
+            grants.extend(told.into_iter().flatten().filter(|(a, _)| is_owned(a)));
+        }
+        grants
     }
 
     /// The assignment that the status of the effective gateways tells. An address counts only for the gateway that owns it.

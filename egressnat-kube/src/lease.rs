@@ -1,10 +1,23 @@
-//! A node's lease: a `Lease` object that its agent renews.
+//! A node's lease: a `Lease` object that its agent renews, and that the controller takes from a silent node.
+//!
+//! ```yaml
+//! metadata:
+//!   annotations: { egressnat.io/released: '{"192.168.1.100":4}' } # newest grant of each address that was given back
+//! spec:
+//!   holderIdentity: worker1    # nobody while it is taken
+//!   leaseTransitions: 2        # its term: how often it was taken
+//!   leaseDurationSeconds: 3    # for how long the node holds its floating IPs by a renewal
+//!   renewTime: …               # for people; only compared for being different
+//! ```
 
+use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use egressnat_core::gateway::SYSTEM_NAMESPACE;
 use egressnat_core::model::NodeName;
-use serde_json::json;
+use egressnat_core::ownership::{Generation, LeaseRecord, Term};
+use serde_json::{Value, json};
 
 use crate::kind::Kind;
 use crate::object::{Object, ObjectKey};
@@ -12,32 +25,17 @@ use crate::status::Mark;
 
 const PREFIX: &str = "egressnat-node-";
 
+/// What a node has given back.
+const RELEASED: &str = "egressnat.io/released";
+
 /// The key of a node's lease.
 pub(crate) fn lease_key(node: &NodeName) -> ObjectKey {
     ObjectKey::namespaced(Kind::Lease, SYSTEM_NAMESPACE, format!("{PREFIX}{node}"))
 }
 
-/// The lease of a node, renewed now.
-pub(crate) fn renewed(node: &NodeName, duration: Duration) -> Object {
-    let spec = json!({
-        "holderIdentity": node.as_str(),
-        "leaseDurationSeconds": duration.as_secs().max(1),
-        "renewTime": micro_time(),
-    });
-    Object::new(&lease_key(node), json!({ "spec": spec }))
-}
-
 /// Now, as leases have it: the API server takes six digits after the point and no other number.
 pub(crate) fn micro_time() -> String {
     format!("{:.6}", jiff::Timestamp::now())
-}
-
-/// What a lease says: whose it is, what changes with each renewal, and for how long one counts.
-pub(crate) fn read_lease(object: &Object) -> Option<(NodeName, String, Duration)> {
-    let node = lease_node(object.key())?;
-    let renewal = object.at("/spec/renewTime").as_str()?.to_owned();
-    let duration = Duration::from_secs(object.at("/spec/leaseDurationSeconds").as_u64()?);
-    Some((node, renewal, duration))
 }
 
 /// Annotation of a node's lease: what its agent has planned with. It goes with renewals, which are written anyway.
@@ -61,4 +59,83 @@ pub(crate) fn lease_node(key: &ObjectKey) -> Option<NodeName> {
         return None;
     }
     key.name.strip_prefix(PREFIX)?.parse().ok()
+}
+
+/// What the lease of a node says.
+pub(crate) fn read_lease(lease: &Object) -> LeaseRecord {
+    let number = |pointer| lease.at(pointer).as_u64().unwrap_or_default();
+    let released = lease.annotation(RELEASED);
+    let released: BTreeMap<IpAddr, u64> = released
+        .and_then(|text| serde_json::from_str(text).ok())
+        .unwrap_or_default();
+    let released = released.into_iter().map(|(ip, of)| (ip, Generation(of)));
+    LeaseRecord {
+        version: lease.version(),
+        term: Term(number("/spec/leaseTransitions")),
+        is_taken: matches!(lease.at("/spec/holderIdentity").as_str(), None | Some("")),
+        duration: Duration::from_secs(number("/spec/leaseDurationSeconds")),
+        released: released.collect(),
+    }
+}
+
+/// The lease of `node` that says `record`, over the one that is there.
+pub(crate) fn lease_object(
+    node: &NodeName,
+    record: &LeaseRecord,
+    known: Option<&Object>,
+) -> Object {
+    let mut lease = match known {
+        Some(known) => known.clone(),
+        None => Object::new(&lease_key(node), json!({ "spec": {} })),
+    };
+    let spec = &mut lease.value_mut()["spec"];
+    spec["holderIdentity"] = json!(if record.is_taken { "" } else { node.as_str() });
+    spec["leaseDurationSeconds"] = json!(record.duration.as_secs().max(1));
+    if record.term != Term::default() {
+        spec["leaseTransitions"] = json!(record.term.0);
+    }
+    spec["renewTime"] = json!(micro_time());
+    let released = record.released.iter();
+    let released: BTreeMap<&IpAddr, u64> = released.map(|(ip, of)| (ip, of.0)).collect();
+    if !released.is_empty() {
+        lease.value_mut()["metadata"]["annotations"][RELEASED] = json!(json!(released).to_string());
+    } else if let Some(Value::Object(annotations)) =
+        lease.value_mut().pointer_mut("/metadata/annotations")
+    {
+        annotations.remove(RELEASED);
+    }
+    lease
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_is_read_again_e33() {
+        let node: NodeName = "worker1".parse().unwrap();
+        let record = LeaseRecord {
+            term: Term(2),
+            duration: Duration::from_secs(3),
+            released: [("192.168.1.100".parse().unwrap(), Generation(4))].into(),
+            ..LeaseRecord::default()
+        };
+        let written = lease_object(&node, &record, None);
+        assert_eq!(lease_node(written.key()), Some(node.clone()));
+        assert_eq!(
+            written.annotation(RELEASED),
+            Some(r#"{"192.168.1.100":4}"#),
+            "as the documentation has it"
+        );
+        let version = written.version();
+        let read = |record: LeaseRecord| LeaseRecord { version, ..record };
+        assert_eq!(read_lease(&written), read(record.clone()));
+        let taken = LeaseRecord {
+            is_taken: true,
+            released: BTreeMap::new(),
+            ..record
+        };
+        let written = lease_object(&node, &taken, Some(&written));
+        assert_eq!(read_lease(&written), read(taken));
+    }
 }

@@ -40,6 +40,7 @@
 mod agent;
 #[cfg(feature = "api")]
 mod api;
+mod clock;
 mod controller;
 #[cfg(feature = "crd")]
 pub mod crd;
@@ -47,12 +48,12 @@ mod directory;
 mod election;
 mod event;
 mod field_manager;
+mod grant;
 #[cfg(feature = "health")]
 mod health;
 mod index;
 mod kind;
 mod lease;
-mod liveness;
 mod local_pods;
 mod manifest;
 mod object;
@@ -61,13 +62,14 @@ mod resource;
 pub mod status;
 mod store;
 
-pub use agent::{AgentConfig, NodeDataplane, run_agent};
+pub use agent::{AgentConfig, NodeDataplane, StoreOutage, Uplink, run_agent};
 #[cfg(feature = "api")]
 pub use api::{ApiStore, ConnectError};
 pub use controller::{ControllerConfig, run_controller, run_controller_until};
 pub use directory::{Applied, DirectoryStore};
 pub use election::Election;
 pub use field_manager::{FieldManager, StatusApplied};
+pub use grant::FloatingIpGrant;
 #[cfg(feature = "health")]
 pub use health::serve_health;
 pub use index::Index;

@@ -2,6 +2,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use egressnat_core::model::{Name, NamespaceName};
+use egressnat_core::ownership::Version;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 use thiserror::Error;
@@ -237,6 +238,12 @@ impl Object {
     /// `metadata.resourceVersion`, which changes with every write.
     pub fn resource_version(&self) -> Option<&str> {
         self.at("/metadata/resourceVersion").as_str()
+    }
+
+    /// Its `resourceVersion` as core's ownership compares it, for being equal only, so that a hash does.
+    pub(crate) fn version(&self) -> Version {
+        self.resource_version()
+            .map_or(Version::ABSENT, |text| Version(fnv1a64(text.bytes())))
     }
 
     /// The document as a Rust type.

@@ -170,7 +170,8 @@ pub trait ObjectStore: Clone + Send + Sync + 'static {
         object: Object,
     ) -> impl Future<Output = Result<Object, StoreError>> + Send;
     /// Makes a manager's fields of a status what the object says, whoever had written them; a field that it leaves out goes.
-    /// Fields of others stay. Without a `resourceVersion`: there is one writer of each field.
+    /// Fields of others stay. It needs no `resourceVersion`, for there is one writer of each field; with one it succeeds only if nobody
+    /// wrote in between.
     fn apply_status(
         &self,
         object: Object,

@@ -5,13 +5,16 @@ use std::time::{Duration, Instant};
 
 use egressnat_core::gateway::SYSTEM_NAMESPACE;
 use egressnat_core::model::NodeName;
+use egressnat_core::ownership::{LeaseRecord, Source};
 use ipnet::IpNet;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
-use super::AgentConfig;
+use super::ownership::Ownership;
+use super::{AgentConfig, Uplink};
+use crate::clock::now;
 use crate::kind::Kind;
-use crate::lease;
+use crate::lease::{lease_key, lease_object, put_mark, read_lease};
 use crate::object::{Object, ObjectKey};
 use crate::resource::GatewayNodeSpec;
 use crate::status::Mark;
@@ -20,12 +23,16 @@ use crate::store::{ObjectStore, StoreError};
 /// A lease is renewed this many times in its duration, so that one lost renewal does no harm.
 const RENEWALS: u32 = 3;
 
+/// How often a renewal is tried at once when others write the lease at the same time.
+const ATTEMPTS: u32 = 3;
+
 /// How often the description is looked at although it is right: somebody may have removed it.
 const LOOK: Duration = Duration::from_secs(60);
 
 /// The node's description and its lease.
-pub(super) struct OwnNode<S> {
+pub(super) struct OwnNode<S, U> {
     store: S,
+    ownership: Ownership<U>,
     node: NodeName,
     lease_duration: Duration,
     spec: Value,
@@ -37,9 +44,10 @@ pub(super) struct OwnNode<S> {
     planned: watch::Receiver<Option<Mark>>,
 }
 
-impl<S: ObjectStore> OwnNode<S> {
+impl<S: ObjectStore, U: Uplink> OwnNode<S, U> {
     pub(super) fn new(
         store: S,
+        ownership: Ownership<U>,
         config: &AgentConfig,
         subnets: &BTreeSet<IpNet>,
         planned: watch::Receiver<Option<Mark>>,
@@ -47,6 +55,7 @@ impl<S: ObjectStore> OwnNode<S> {
         let subnets = subnets.iter().map(IpNet::trunc).collect();
         Self {
             store,
+            ownership,
             node: config.node.clone(),
             lease_duration: config.lease_duration,
             spec: json!(GatewayNodeSpec { subnets }),
@@ -63,14 +72,17 @@ impl<S: ObjectStore> OwnNode<S> {
         let mut renewals = tokio::time::interval(period);
         renewals.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
-            renewals.tick().await;
+            tokio::select! {
+                _ = renewals.tick() => {}
+                () = self.ownership.given_back() => {}
+            }
             // A renewal that hangs must not keep the next ones from being tried.
             let told = tokio::time::timeout(self.lease_duration / 2, self.tell_once()).await;
             let failure = match told {
                 Ok(Ok(())) => None,
                 Ok(Err(error)) => Some(error),
                 Err(elapsed) => Some(StoreError::Unreachable {
-                    operation: format!("renew {}", lease::lease_key(&self.node)),
+                    operation: format!("renew {}", lease_key(&self.node)),
                     source: elapsed.into(),
                 }),
             };
@@ -103,34 +115,41 @@ impl<S: ObjectStore> OwnNode<S> {
     }
 
     async fn renew(&mut self) -> Result<(), StoreError> {
-        let mut lease = lease::renewed(&self.node, self.lease_duration);
-        if self.lease.is_none() {
-            self.lease = self.store.read(lease.key()).await?;
+        self.ownership.settle(self.lease_duration / 6).await;
+        for _ in 0..ATTEMPTS {
+            // Whatever comes back: if it is no answer, the version that we know may be an old one.
+            let known = match self.lease.take() {
+                Some(known) => Some(known),
+                None => self.store.read(&lease_key(&self.node)).await?,
+            };
+            let record = match &known {
+                Some(known) => read_lease(known),
+                None => LeaseRecord {
+                    term: self.ownership.next_term(),
+                    ..LeaseRecord::default()
+                },
+            };
+            let renewal = self.ownership.renewal(&record);
+            let mut lease = lease_object(&self.node, &renewal, known.as_ref());
+            put_mark(&mut lease, self.planned.borrow().as_ref());
+            let sent = now();
+            let renewed = match known {
+                None => self.store.create(lease).await,
+                Some(_) => self.store.update(lease).await,
+            };
+            match renewed {
+                Ok(lease) => {
+                    self.lease = Some(lease);
+                    self.ownership.renewed(Source::Store, renewal.term, sent);
+                    return Ok(());
+                }
+                // Somebody else touched it: it has to be read again.
+                Err(StoreError::Conflict(_) | StoreError::NotFound(_) | StoreError::Exists(_)) => {}
+                Err(error) => return Err(error),
+            }
         }
-        let planned = self.planned.borrow().clone();
-        // Whatever comes back: if it is no answer, the version that we know may be an old one.
-        let renewed = match self.lease.take() {
-            None => {
-                lease::put_mark(&mut lease, planned.as_ref());
-                self.store.create(lease).await
-            }
-            Some(known) => {
-                let spec = lease.value_mut()["spec"].take();
-                let mut lease = known;
-                lease.value_mut()["spec"] = spec;
-                lease::put_mark(&mut lease, planned.as_ref());
-                self.store.update(lease).await
-            }
-        };
-        match renewed {
-            Ok(lease) => {
-                self.lease = Some(lease);
-                Ok(())
-            }
-            // Somebody else touched it: the next renewal reads it first.
-            Err(StoreError::Conflict(_) | StoreError::NotFound(_)) => Ok(()),
-            Err(error) => Err(error),
-        }
+        // The next renewal tries again.
+        Ok(())
     }
 
     /// Tells the controller that the node takes part, and what subnets it has (E2).

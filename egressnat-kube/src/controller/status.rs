@@ -5,12 +5,14 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use egressnat_core::model::{GatewayKey, Health, NodeName, PolicyName, Snapshot};
+use egressnat_core::ownership::GrantRecord;
 use egressnat_core::{ClusterPlan, Digest, Reason, Subject};
 use serde_json::{Map, Value, json};
 
 use super::write::{node_key, uses_anthos};
 use crate::event::{Fact, Sameness, Severity};
 use crate::field_manager::FieldManager;
+use crate::grant::grants_status;
 use crate::index::Index;
 use crate::kind::Kind;
 use crate::object::{Object, ObjectKey};
@@ -115,7 +117,14 @@ impl Telling {
     }
 
     /// What the status of every object should be, where that is not what it is.
-    pub(super) fn wanted(&self, index: &Index, snapshot: &Snapshot, plan: &ClusterPlan) -> Wanted {
+    /// `grants` are what stands behind the assignment of the plan.
+    pub(super) fn wanted(
+        &self,
+        index: &Index,
+        snapshot: &Snapshot,
+        plan: &ClusterPlan,
+        grants: &BTreeMap<IpAddr, GrantRecord>,
+    ) -> Wanted {
         let nothing = NodeReport::default();
         let participants = self.participants.iter().map(|name| Participant {
             name,
@@ -127,6 +136,7 @@ impl Telling {
             index,
             snapshot,
             plan,
+            grants,
             sources,
             now: now(),
             wanted: Wanted::default(),
@@ -150,6 +160,7 @@ struct Run<'a> {
     index: &'a Index,
     snapshot: &'a Snapshot,
     plan: &'a ClusterPlan,
+    grants: &'a BTreeMap<IpAddr, GrantRecord>,
     sources: Sources<'a>,
     now: String,
     wanted: Wanted,
@@ -230,19 +241,23 @@ impl Run<'_> {
                 let told = place.into_iter().chain([&own]).collect::<BTreeSet<_>>();
                 let told = told.into_iter().filter_map(|key| findings.get(key));
                 facts.findings = told.flatten().copied().collect();
-                let holders: BTreeMap<String, &str> = facts
-                    .holders
-                    .iter()
-                    .map(|(address, node)| (address.to_string(), node.as_str()))
-                    .collect();
-                let status = json!({ "nodes": nodes, "floatingIPs": holders });
+                let owned = facts.owned.iter();
+                let granted = owned.filter_map(|ip| self.grants.get_key_value(ip));
+                let (holders, grants) = grants_status(granted);
+                let mut status = fields(json!({ "nodes": nodes, "floatingIPs": holders }));
+                let is_effective = place == Some(&own);
+                if is_effective {
+                    status.insert("grants".to_owned(), grants);
+                }
                 let conditions = gateway_conditions(&facts);
-                written.extend(self.differing(
-                    object,
-                    fields(status),
-                    &conditions,
-                    &reason::OF_GATEWAYS,
-                ));
+                let mut wanted = self.differing(object, status, &conditions, &reason::OF_GATEWAYS);
+                // A grant goes over what it was decided on, and nothing else.
+                if let (true, Some(wanted), Some(version)) =
+                    (is_effective, &mut wanted, object.resource_version())
+                {
+                    wanted.value_mut()["metadata"]["resourceVersion"] = json!(version);
+                }
+                written.extend(wanted);
             }
             for (object, error) in self.index.invalid(kind) {
                 let message = format!("{}: {}", error.field, error.message);

@@ -3,7 +3,9 @@ use crate::directory::DirectoryStore;
 use crate::field_manager::{FieldManager, StatusApplied};
 use crate::object::ObjectKey;
 use egressnat_core::gateway::SYSTEM_NAMESPACE;
+use egressnat_core::ownership::Generation;
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -56,7 +58,12 @@ impl Cluster {
     }
 
     fn renew(&self, name: &str, seconds: u64) {
-        let lease = crate::lease::renewed(&name.parse().unwrap(), Duration::from_secs(seconds));
+        let node = name.parse().unwrap();
+        let known = self.store.get(&crate::lease::lease_key(&node)).unwrap();
+        let mut record = known.as_ref().map(read_lease).unwrap_or_default();
+        record.is_taken = false;
+        record.duration = Duration::from_secs(seconds);
+        let lease = crate::lease::lease_object(&node, &record, known.as_ref());
         self.store.apply(lease).unwrap();
     }
 
@@ -313,10 +320,11 @@ async fn a_watch_that_is_stuck_takes_nobody_for_dead() {
     };
     let controller = tokio::spawn(run_controller(stuck, ControllerConfig::default()));
     let up = json!({"nodes": {"worker1": "Up"}, "floatingIPs": {"192.168.1.100": "worker1"}});
-    cluster.until_status(up.clone()).await;
+    cluster.until_status(up).await;
     is_stuck.store(true, Ordering::SeqCst);
     let end = tokio::time::Instant::now() + Duration::from_secs(4);
     let key = gateway(SYSTEM_NAMESPACE, &[]).key().clone();
+    let up = cluster.store.get(&key).unwrap().unwrap();
     while tokio::time::Instant::now() < end {
         cluster.renew("worker1", 1);
         let status = cluster.store.get(&key).unwrap().unwrap();
@@ -327,4 +335,98 @@ async fn a_watch_that_is_stuck_takes_nobody_for_dead() {
     let down = json!({"nodes": {"worker1": "Down"}, "floatingIPs": {}});
     cluster.until_status(down).await;
     controller.abort();
+}
+
+fn grant(store: &DirectoryStore) -> Value {
+    let key = gateway(SYSTEM_NAMESPACE, &[]).key().clone();
+    let status = store.get(&key).unwrap().unwrap();
+    status.at("/status/grants/192.168.1.100").clone()
+}
+
+#[tokio::test]
+async fn a_silent_nodes_lease_is_taken_before_its_address_is_given_away_e33() {
+    let cluster = Cluster::start();
+    cluster.add_node("worker1");
+    cluster.renew("worker1", 1);
+    cluster
+        .store
+        .apply(gateway(SYSTEM_NAMESPACE, &["192.168.1.100"]))
+        .unwrap();
+    let first = json!({"generation": 1, "node": "worker1"});
+    let granted = |want: Value| move |store: &DirectoryStore| (grant(store) == want).then_some(());
+    cluster.until("the first grant", granted(first)).await;
+    cluster.add_node("worker2");
+    cluster.renew("worker2", 600);
+    let second = json!({"generation": 2, "node": "worker2"});
+    cluster.until("the second grant", granted(second)).await;
+    let lease = lease_key(&"worker1".parse().unwrap());
+    let taken = read_lease(&cluster.store.get(&lease).unwrap().unwrap());
+    assert!(taken.is_taken);
+    assert_eq!(taken.term.0, 1, "a renewal of the old term is void");
+    // It comes back in the new term, and takes nothing back (E32).
+    cluster.renew("worker1", 600);
+    let up = json!({
+        "nodes": {"worker1": "Up", "worker2": "Up"},
+        "floatingIPs": {"192.168.1.100": "worker2"},
+    });
+    cluster.until_status(up).await;
+}
+
+#[tokio::test]
+async fn a_drained_node_gives_back_before_another_is_given_e33_e35() {
+    let cluster = Cluster::start();
+    cluster.add_node("worker1");
+    cluster.renew("worker1", 600);
+    cluster
+        .store
+        .apply(gateway(SYSTEM_NAMESPACE, &["192.168.1.100"]))
+        .unwrap();
+    let granted = |want: Value| move |store: &DirectoryStore| (grant(store) == want).then_some(());
+    let first = json!({"generation": 1, "node": "worker1"});
+    cluster.until("the first grant", granted(first)).await;
+    cluster.add_node("worker2");
+    cluster.renew("worker2", 600);
+    let node = ObjectKey::cluster(Kind::Node, "worker1");
+    let mut cordoned = cluster.store.get(&node).unwrap().unwrap();
+    cordoned.value_mut()["spec"]["unschedulable"] = json!(true);
+    cluster.store.apply(cordoned).unwrap();
+    let withdrawn = json!({"generation": 1, "node": "worker1", "withdrawn": true});
+    cluster.until("the withdrawal", granted(withdrawn)).await;
+
+    let name = "worker1".parse().unwrap();
+    let lease = cluster.store.get(&lease_key(&name)).unwrap();
+    let mut record = read_lease(lease.as_ref().unwrap());
+    let address = "192.168.1.100".parse().unwrap();
+    record.released = [(address, Generation(1))].into();
+    let lease = crate::lease::lease_object(&name, &record, lease.as_ref());
+    cluster.store.apply(lease).unwrap();
+    let second = json!({"generation": 2, "node": "worker2", "handedOver": true});
+    cluster.until("the second grant", granted(second)).await;
+}
+
+#[tokio::test]
+async fn a_status_that_others_change_is_put_right_e33() {
+    let cluster = Cluster::start();
+    for name in ["worker1", "worker2"] {
+        cluster.add_node(name);
+        cluster.renew(name, 600);
+    }
+    cluster
+        .store
+        .apply(gateway(SYSTEM_NAMESPACE, &["192.168.1.100"]))
+        .unwrap();
+    let is_granted = |store: &DirectoryStore| grant(store).is_object().then(|| grant(store));
+    let first = cluster.until("a grant", is_granted).await;
+    let key = gateway(SYSTEM_NAMESPACE, &[]).key().clone();
+    for forged in [
+        json!({}),
+        json!({"floatingIPs": {"192.168.1.100": "worker9"}}),
+        json!({"grants": {"192.168.1.100": {"generation": 0, "node": "worker2"}}}),
+    ] {
+        let mut gateway = cluster.store.get(&key).unwrap().unwrap();
+        gateway.value_mut()["status"] = forged;
+        cluster.store.update_status(gateway).await.unwrap();
+        let is_right = |store: &DirectoryStore| (grant(store) == first).then_some(());
+        cluster.until("the same grant again", is_right).await;
+    }
 }

@@ -155,7 +155,7 @@ impl<S: ObjectStore> Controller<S> {
     }
 
     /// A write that is refused keeps no other from being done: it is told once, and repeated ever more slowly.
-    fn settle(&mut self, written: Result<Object, StoreError>) -> Result<(), StoreError> {
+    pub(super) fn settle(&mut self, written: Result<Object, StoreError>) -> Result<(), StoreError> {
         match written {
             Ok(object) => self.remember(object),
             Err(error @ StoreError::Refused { .. }) => {
@@ -171,7 +171,7 @@ impl<S: ObjectStore> Controller<S> {
     }
 
     /// What we wrote ourselves counts at once, not only when the watch tells it.
-    fn remember(&mut self, object: Object) {
+    pub(super) fn remember(&mut self, object: Object) {
         if let Err(error) = self.index.apply(object) {
             tracing::error!(%error, "an object of our own does not make sense");
         }

@@ -8,6 +8,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::address::{AddressText, distinct};
+use crate::grant::FloatingIpGrant;
+
 use super::rule::{not_empty, validations};
 
 /// Floating IPs that the nodes of one cluster hold for its egress policies.
@@ -141,6 +143,9 @@ pub struct NetworkGatewayStatus {
     )]
     #[schemars(extend("x-kubernetes-map-type" = "atomic"))]
     pub floating_ips: BTreeMap<String, String>,
+    /// Who may use each floating IP, and since when: what stands behind `floatingIPs`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub grants: BTreeMap<String, FloatingIpGrant>,
     /// What is true of the group now.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
