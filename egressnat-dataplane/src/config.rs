@@ -21,10 +21,22 @@ pub struct Config {
     pub route_table: u32,
     /// Priority of the ip rule that leads to that table: before the main table (32766).
     pub rule_priority: u32,
+    /// How long a plan's floating IPs may be used.
+    pub floating_ip_use: FloatingIpUse,
     /// How programs are put on interfaces.
     pub attachment: Attachment,
     /// How the network is asked before a floating IP is taken.
     pub probes: Probes,
+}
+
+/// How long the floating IPs of a plan may be used.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum FloatingIpUse {
+    /// As long as a plan has them: whoever plans sees to it that no other node has them.
+    #[default]
+    Unlimited,
+    /// Until the deadline that [`Deadlines`](crate::Deadlines) gives them; they are silent before they have one.
+    UntilDeadline,
 }
 
 impl Default for Config {
@@ -38,6 +50,7 @@ impl Default for Config {
             mark: MarkMask::DEFAULT,
             route_table: 1190,
             rule_priority: 1190,
+            floating_ip_use: FloatingIpUse::default(),
             attachment: Attachment::Automatic,
             probes: Probes::default(),
         }

@@ -6,7 +6,6 @@ mod claims;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::time::{Duration, Instant};
 
 use egressnat_core::gateway::EgressId;
 use egressnat_core::{Failure, NodePlan, PolicySetId, Report, Steering, diff};
@@ -15,6 +14,7 @@ use thiserror::Error;
 use crate::announce::{AnnounceError, Announcer};
 use crate::config::Config;
 use crate::conntrack::ConntrackError;
+use crate::deadlines::Deadlines;
 use crate::egress::EgressTable;
 use crate::family::Family;
 use crate::handover::HandoverQueue;
@@ -26,6 +26,7 @@ use crate::ports::{PodInterfaces, Ports};
 use crate::probe::{Mac, Prober};
 use crate::programs::{Counters, Hook, Programs, ProgramsError, check_bpffs};
 use crate::redecide::{affected_pods, forget_stale};
+use crate::segment::Segment;
 use applicable::{applicable, asks_for, missed};
 
 /// The packet path could not be put in place at all.
@@ -47,9 +48,6 @@ pub enum OpenError {
     #[error("could not prepare announcements")]
     Announce(#[from] AnnounceError),
 }
-
-/// How long writing a deadline may take: by so much the kernel's is earlier, so that it is never later.
-const FENCE_MARGIN: Duration = Duration::from_millis(100);
 
 /// The packet path of one node, in the network namespace it was opened in.
 ///
@@ -166,31 +164,15 @@ impl Dataplane {
         self.families.iter().map(of_family).sum()
     }
 
-    /// Lets this node use a floating IP until `deadline` and no longer, counted by the kernel: from then on the address answers
-    /// no ARP or neighbor solicitation, and nothing goes out or comes in with it, not even for connections that run, whether this process runs, is
-    /// frozen or is gone. Called again it moves the deadline, without a gap for packets; one that has passed ends the use at
-    /// once.
-    ///
-    /// An address that this was never called for may be used for ever. The fence goes with the floating IP, when a plan has it
-    /// no more. It is not taken over when the table is made anew: such an address waits for the next call.
-    ///
-    /// # Errors
-    ///
-    /// nf_tables refused: the kernel has no tables of family arp, or is older than 6.3. The old deadline stands.
-    pub fn hold_until(&mut self, address: IpAddr, deadline: Instant) -> Result<(), NftError> {
-        let family = Family::of(address);
-        if self.families.insert(family) {
-            self.opened += usize::from(self.ruleset(family).ensure()?);
-        }
-        loop {
-            let start = Instant::now();
-            let left = deadline.saturating_duration_since(start + FENCE_MARGIN);
-            Fence::hold(address, left)?;
-            // The kernel counts from when it got it: had we been frozen on the way, that would be too long.
-            if left.is_zero() || start.elapsed() <= FENCE_MARGIN {
-                return Ok(());
-            }
-        }
+    /// The deadlines of floating IPs, to be moved also while a plan is being applied.
+    pub fn deadlines(&self) -> Deadlines {
+        Deadlines::new(self.config.mark, self.config.tunnel_port)
+    }
+
+    /// The other hosts on the uplink's segment, to be asked also while a plan is being applied.
+    pub fn segment(&self) -> Segment {
+        let neighbors = self.network.neighbors(self.uplink.index);
+        Segment::new(self.prober.ears(), neighbors)
     }
 
     /// Waits until links, addresses, routes or rules of the namespace changed, so that the plan wants to be applied again.

@@ -28,6 +28,7 @@ use tokio::task::JoinHandle;
 use crate::config::Config;
 use crate::family::Family;
 
+pub(crate) use neighbor::Neighbors;
 pub(crate) use sysctl::{forwarding, ipv6};
 
 /// `IFA_PROTO` of our addresses: by it we know them again. The kernel names 1 to 3; the others are free to use.

@@ -212,6 +212,15 @@ impl Prober {
         claims.map(|(address, (mac, _))| (*address, *mac)).collect()
     }
 
+    /// The socket and what is heard on it, for questions beside those of a plan.
+    pub(crate) fn ears(&self) -> Ears {
+        Ears {
+            socket: Arc::clone(&self.socket),
+            heard: Arc::clone(&self.heard),
+            contested: Arc::clone(&self.contested),
+        }
+    }
+
     /// Asks for all of `addresses` at once, and gives those that somebody else has. `last_holder` says who had an address by what
     /// this node knows, `is_node` whether that is a node of the cluster: then what has to be seen is only that it let go.
     pub(crate) async fn probe(
@@ -277,6 +286,35 @@ impl Prober {
             self.retry = Some(tokio::time::Instant::now() + RETRY);
         }
         taken
+    }
+}
+
+/// Asks for single addresses.
+#[derive(Clone)]
+pub(crate) struct Ears {
+    socket: Arc<ArpSocket>,
+    heard: Arc<Mutex<Heard>>,
+    contested: Arc<Notify>,
+}
+
+impl Ears {
+    /// Asks who has an address, and notes who says that it has it from now on.
+    pub(crate) fn ask(&self, address: Ipv4Addr) {
+        lock(&self.heard).of_interest.insert(address);
+        if let Err(error) = self.socket.ask(address, Purpose::Take) {
+            tracing::debug!(%address, %error, "question not sent");
+        }
+    }
+
+    /// Whether somebody has said since then that it has an address.
+    pub(crate) fn have_heard(&self, address: Ipv4Addr, since: Instant) -> bool {
+        // The listener may not have had its turn.
+        listen(&self.socket, &self.heard, &self.contested);
+        let heard = lock(&self.heard);
+        heard
+            .claims
+            .get(&address)
+            .is_some_and(|(_, at)| *at >= since)
     }
 }
 

@@ -7,19 +7,33 @@
 //! DIRECTORY holds Node, Namespace, gateway and policy objects as YAML files; `egressnat-kube/examples/controller.rs` assigns floating IPs in it.
 #![expect(clippy::print_stdout, reason = "an example prints")]
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error;
-use std::time::Duration;
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
 
 use egressnat_core::model::{NodeName, Pod, PodKey};
 use egressnat_core::{NodePlan, Report};
-use egressnat_kube::{AgentConfig, DirectoryStore, LocalPods, NodeDataplane, Pulse, run_agent};
+use egressnat_kube::{
+    AgentConfig, DirectoryStore, LocalPods, NoUplink, NodeDataplane, Pulse, StoreOutage, run_agent,
+};
 use ipnet::IpNet;
 
 /// A packet path that prints what it should do.
 struct Printer;
 
 impl NodeDataplane for Printer {
+    // A packet path whose nodes hold floating IPs gives them deadlines in the kernel here.
+    type Uplink = NoUplink;
+
+    fn uplink(&self) -> NoUplink {
+        NoUplink
+    }
+
+    fn found(&self) -> BTreeMap<IpAddr, Instant> {
+        BTreeMap::new()
+    }
+
     async fn apply(&mut self, plan: &NodePlan) -> Report {
         println!("{plan:#?}");
         // With what could not be done in `failures`, which is told and tried again.
@@ -59,6 +73,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         lease_duration: Duration::from_secs(3),
         cluster_ranges: vec![],
         pulse: Pulse::default(),
+        outage: StoreOutage::Hold,
     };
     let store = pods.beside(DirectoryStore::open(directory)?);
     tokio::select! {

@@ -62,7 +62,7 @@ mod resource;
 pub mod status;
 mod store;
 
-pub use agent::{AgentConfig, NodeDataplane, StoreOutage, Uplink, run_agent};
+pub use agent::{AgentConfig, NoUplink, NodeDataplane, StoreOutage, Uplink, run_agent};
 #[cfg(feature = "api")]
 pub use api::{ApiStore, ConnectError};
 pub use controller::{ControllerConfig, run_controller, run_controller_until};

@@ -1,18 +1,21 @@
 //! The agent: makes its node's plan real in the kernel.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::IsTerminal;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use egressnat_core::model::NodeName;
-use egressnat_core::{NodePlan, Report};
-use egressnat_dataplane::{Config, Dataplane, MarkMask, cleanup};
+use egressnat_core::{Failure, NodePlan, Report};
+use egressnat_dataplane::{
+    Config, Dataplane, Deadlines, FloatingIpUse, MarkMask, Segment, cleanup,
+};
 use egressnat_kube::{
-    AgentConfig, ApiStore, DirectoryStore, NodeDataplane, Pulse, run_agent, serve_health,
+    AgentConfig, ApiStore, DirectoryStore, NodeDataplane, Pulse, StoreOutage, Uplink, run_agent,
+    serve_health,
 };
 use ipnet::IpNet;
 use tokio::signal::unix::{SignalKind, signal};
@@ -59,8 +62,19 @@ struct Run {
     /// Address and port to answer probes on, /healthz and /readyz; none are answered if it is not given.
     #[arg(long, value_name = "IP:PORT")]
     health_address: Option<SocketAddr>,
+    /// What becomes of the node's floating IPs while the store does not answer.
+    #[arg(long, value_name = "WHAT", value_enum, default_value_t = Outage::Hold)]
+    store_outage: Outage,
     #[command(flatten)]
     host: Host,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Outage {
+    /// They stay, as long as most of the gateway nodes on the segment answer.
+    Hold,
+    /// They fall silent when the lease runs out.
+    Release,
 }
 
 #[derive(Args)]
@@ -89,6 +103,7 @@ impl Host {
             uplink: self.uplink,
             bpffs: self.bpffs,
             mark: self.mark_mask,
+            floating_ip_use: FloatingIpUse::UntilDeadline,
             ..Config::default()
         }
     }
@@ -97,7 +112,53 @@ impl Host {
 /// The kernel of this node behind the loop's port.
 struct Kernel(Dataplane);
 
+/// What of it is needed while a plan is being applied.
+#[derive(Clone)]
+struct KernelUplink {
+    deadlines: Deadlines,
+    segment: Segment,
+}
+
+impl Uplink for KernelUplink {
+    fn hold_until(&self, address: IpAddr, deadline: Instant) -> Result<(), Failure> {
+        let held = self.deadlines.hold_until(address, deadline);
+        held.map_err(|error| Failure {
+            object: format!("floating IP {address}"),
+            message: chain(&error),
+        })
+    }
+
+    async fn answers(&self, address: IpAddr, patience: Duration) -> bool {
+        self.segment.answers(address, patience).await
+    }
+}
+
+/// An error and its sources in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    match error.source() {
+        Some(source) => format!("{error}: {}", chain(source)),
+        None => error.to_string(),
+    }
+}
+
 impl NodeDataplane for Kernel {
+    type Uplink = KernelUplink;
+
+    fn uplink(&self) -> KernelUplink {
+        KernelUplink {
+            deadlines: self.0.deadlines(),
+            segment: self.0.segment(),
+        }
+    }
+
+    fn found(&self) -> BTreeMap<IpAddr, Instant> {
+        self.0.deadlines().read().unwrap_or_else(|error| {
+            let error = &error as &dyn std::error::Error;
+            tracing::warn!(error, "what an earlier run left cannot be read");
+            BTreeMap::new()
+        })
+    }
+
     async fn apply(&mut self, plan: &NodePlan) -> Report {
         self.0.apply(plan).await
     }
@@ -156,6 +217,10 @@ async fn run(run: Run) -> anyhow::Result<()> {
         lease_duration: Duration::from_secs(run.lease_duration),
         cluster_ranges: run.cluster_ranges,
         pulse: Pulse::default(),
+        outage: match run.store_outage {
+            Outage::Hold => StoreOutage::Hold,
+            Outage::Release => StoreOutage::Release,
+        },
     };
     serve_probes(run.health_address, &config.pulse)?;
     if let Some(directory) = run.manifests {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::time::Instant;
 
 use egressnat_core::gateway::EgressId;
 use egressnat_core::model::{MasqueradeAction, MasqueradeMatch};
@@ -9,6 +10,7 @@ use egressnat_core::{Change, Report, Steering};
 use ipnet::IpNet;
 
 use super::{Dataplane, ObserveError, fail};
+use crate::config::FloatingIpUse;
 use crate::conntrack::forget_seen_as;
 use crate::family::Family;
 use crate::maps::{DROP, FORWARD, KEEP, PodEntry, map_error};
@@ -99,6 +101,10 @@ impl Dataplane {
                     return Err(ObserveError::NotTranslated(address));
                 }
                 forget_seen_as(address)?;
+                let waits = self.config.floating_ip_use == FloatingIpUse::UntilDeadline;
+                if waits && !Fence::is_fenced(address)? {
+                    self.deadlines().hold_until(address, Instant::now())?;
+                }
                 self.handover.widen();
                 self.network.add_floating_ip(&self.uplink, address).await?;
                 self.egress.set_local(&mut self.maps, address, true)?;

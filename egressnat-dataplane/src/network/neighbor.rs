@@ -1,10 +1,14 @@
-//! Neighbors that are known no more.
+//! Neighbors: forgetting them, and asking for them.
 
 use std::net::IpAddr;
 
-use netlink_packet_route::neighbour::{NeighbourAttribute, NeighbourMessage};
+use futures::TryStreamExt;
+use netlink_packet_route::AddressFamily;
+use netlink_packet_route::neighbour::{
+    NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
+};
 use netlink_packet_route::route::RouteType;
-use netlink_packet_route::{AddressFamily, neighbour::NeighbourAddress};
+use rtnetlink::Handle;
 
 use super::{Network, NetworkError, failed};
 
@@ -33,5 +37,49 @@ impl Network {
             }
             forgotten => forgotten.map_err(failed(format!("forget neighbor {address}"))),
         }
+    }
+}
+
+/// The kernel's neighbors on one interface. Clones are of one thing.
+#[derive(Clone)]
+pub(crate) struct Neighbors {
+    handle: Handle,
+    ifindex: u32,
+}
+
+impl Network {
+    pub(crate) fn neighbors(&self, ifindex: u32) -> Neighbors {
+        Neighbors {
+            handle: self.handle.clone(),
+            ifindex,
+        }
+    }
+}
+
+impl Neighbors {
+    /// Has the kernel ask who has an address. What it knew of it is no answer.
+    pub(crate) async fn ask(&self, address: IpAddr) {
+        let add = self.handle.neighbours().add(self.ifindex, address);
+        let ask = add.state(NeighbourState::None).flags(NeighbourFlags::Use);
+        if let Err(error) = ask.replace().execute().await {
+            tracing::debug!(%address, %error, "the kernel does not ask who has the address");
+        }
+    }
+
+    /// Whether somebody has answered.
+    pub(crate) async fn has_answered(&self, address: IpAddr) -> bool {
+        let entries = self.handle.neighbours().get().execute();
+        let entries: Vec<NeighbourMessage> = entries.try_collect().await.unwrap_or_default();
+        let is_it = |message: &NeighbourMessage| {
+            let destination = message.attributes.iter().any(|attribute| match attribute {
+                NeighbourAttribute::Destination(NeighbourAddress::Inet(ip)) => address == *ip,
+                NeighbourAttribute::Destination(NeighbourAddress::Inet6(ip)) => address == *ip,
+                _ => false,
+            });
+            destination
+                && message.header.ifindex == self.ifindex
+                && message.header.state == NeighbourState::Reachable
+        };
+        entries.iter().any(is_it)
     }
 }

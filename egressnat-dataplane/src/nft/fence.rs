@@ -7,7 +7,7 @@
 //! Not a timeout in the map that `snat` looks up: a flow has its binding for as long as it lasts and does not ask the map
 //! again. So packets are dropped by the address that they leave with, behind all source NAT.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::CStr;
 use std::net::IpAddr;
 use std::time::Duration;
@@ -82,6 +82,17 @@ impl Fence {
             &batch.finalize(),
             &format!("the end of the fence of {address}"),
         )
+    }
+
+    /// When the deadline of each address of a family comes.
+    pub(crate) fn deadlines(family: Family) -> Result<BTreeMap<IpAddr, Duration>, NftError> {
+        query::expiring(family, SetName::Held)
+    }
+
+    /// Whether an address has a deadline, which may have come.
+    pub(crate) fn is_fenced(address: IpAddr) -> Result<bool, NftError> {
+        let fenced = query::addresses(Family::of(address), SetName::Fenced)?;
+        Ok(fenced.contains(&address))
     }
 
     /// The addresses of a family whose deadline has come.

@@ -1,9 +1,10 @@
 //! Reading back what the kernel has.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{CString, c_void};
 use std::net::IpAddr;
 use std::ops::Bound;
+use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Subnets, Ipv6Subnets};
 use nftnl::ProtoFamily;
@@ -20,6 +21,8 @@ struct Element {
     key: Vec<u8>,
     data: Option<Vec<u8>>,
     is_end: bool,
+    /// When it will go by itself.
+    expires_in: Option<Duration>,
 }
 
 /// The addresses of a plain set.
@@ -31,6 +34,16 @@ pub(super) fn addresses(
     Ok(elements
         .filter_map(|element| from_octets(&element.key))
         .collect())
+}
+
+/// The addresses of a set that go by themselves, and when.
+pub(super) fn expiring(
+    family: Family,
+    name: SetName,
+) -> Result<BTreeMap<IpAddr, Duration>, NftError> {
+    let expiring = |element: Element| Some((from_octets(&element.key)?, element.expires_in?));
+    let elements = elements(family.into(), name)?.into_iter();
+    Ok(elements.filter_map(expiring).collect())
 }
 
 /// The mappings of a map: mark and address.
@@ -120,8 +133,12 @@ unsafe extern "C" fn collect(element: *mut sys::nftnl_set_elem, into: *mut c_voi
             true => sys::nftnl_set_elem_get_u32(element, sys::NFTNL_SET_ELEM_FLAGS as u16),
             false => 0,
         };
+        let expiration = sys::NFTNL_SET_ELEM_EXPIRATION as u16;
+        let expires_in = sys::nftnl_set_elem_is_set(element, expiration)
+            .then(|| Duration::from_millis(sys::nftnl_set_elem_get_u64(element, expiration)));
         if let Some(key) = value(sys::NFTNL_SET_ELEM_KEY) {
             elements.push(Element {
+                expires_in,
                 key,
                 data: value(sys::NFTNL_SET_ELEM_DATA),
                 is_end: flags & libc::NFT_SET_ELEM_INTERVAL_END as u32 != 0,

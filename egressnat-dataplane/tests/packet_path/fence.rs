@@ -17,8 +17,9 @@ impl Network {
     /// On `n2`, which holds the floating IP: moves its deadline, and lets go of the packet path again.
     fn hold_for(&self, time: Duration) -> Instant {
         let deadline = Instant::now() + time;
-        self.open("n2", async move |mut dataplane| {
+        self.open("n2", async move |dataplane| {
             dataplane
+                .deadlines()
                 .hold_until(FLOATING.parse().unwrap(), deadline)
                 .unwrap();
         });
@@ -96,13 +97,16 @@ fn renewals_lose_no_packet() {
     network.apply_all("n2");
     network.count("out", "from", &format!("ip saddr {FLOATING}"));
     let senders = PODS.map(|pod| network.send(pod, SERVER));
-    let longest = network.open("n2", async move |mut dataplane| {
+    let longest = network.open("n2", async move |dataplane| {
         let address = FLOATING.parse().unwrap();
         let (start, mut renewals) = (Instant::now(), Vec::new());
         // Longer than any one deadline.
         while start.elapsed() < TIME + Duration::from_secs(1) {
             let before = Instant::now();
-            dataplane.hold_until(address, before + TIME).unwrap();
+            dataplane
+                .deadlines()
+                .hold_until(address, before + TIME)
+                .unwrap();
             renewals.push(before.elapsed());
         }
         renewals.sort();

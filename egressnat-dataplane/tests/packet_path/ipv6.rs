@@ -177,9 +177,9 @@ impl Network {
     /// On `n2`, which holds the floating IP: moves its deadline, and lets go of the packet path again.
     fn hold6_for(&self, time: Duration) -> Instant {
         let deadline = Instant::now() + time;
-        self.open("n2", async move |mut dataplane| {
+        self.open("n2", async move |dataplane| {
             let address = FLOATING6.parse().unwrap();
-            dataplane.hold_until(address, deadline).unwrap();
+            dataplane.deadlines().hold_until(address, deadline).unwrap();
         });
         deadline
     }
@@ -515,10 +515,10 @@ fn cleanup_leaves_nothing_of_ipv6() {
     });
     let before = state();
     network.apply_both("n1");
-    let with_deadline = async |mut dataplane: egressnat_dataplane::Dataplane| {
+    let with_deadline = async |dataplane: egressnat_dataplane::Dataplane| {
         let deadline = Instant::now() + Duration::from_secs(60);
         let address = FLOATING6.parse().unwrap();
-        dataplane.hold_until(address, deadline).unwrap();
+        dataplane.deadlines().hold_until(address, deadline).unwrap();
     };
     network.open("n1", with_deadline);
     assert!(state().iter().zip(&before).all(|(now, then)| now != then));

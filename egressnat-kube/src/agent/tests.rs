@@ -1,5 +1,6 @@
 use super::*;
 use crate::directory::DirectoryStore;
+use crate::field_manager::{FieldManager, StatusApplied};
 use crate::object::{Object, ObjectKey};
 use egressnat_core::Decision;
 use egressnat_core::ownership::{Generation, LeaseRecord};
@@ -217,6 +218,15 @@ impl ObjectStore for OutOfReach {
         self.store.update_status(object).await
     }
 
+    async fn apply_status(
+        &self,
+        object: Object,
+        manager: FieldManager,
+    ) -> Result<StatusApplied, StoreError> {
+        self.reached().await;
+        self.store.apply_status(object, manager).await
+    }
+
     async fn remove(&self, key: &ObjectKey) -> Result<bool, StoreError> {
         self.reached().await;
         self.store.remove(key).await
@@ -277,6 +287,7 @@ impl Holding {
             node: "worker1".parse().unwrap(),
             lease_duration: Duration::from_secs(1),
             cluster_ranges: vec![],
+            pulse: Pulse::default(),
             outage: StoreOutage::Hold,
         };
         let store = OutOfReach {

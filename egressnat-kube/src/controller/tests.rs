@@ -5,7 +5,6 @@ use crate::object::ObjectKey;
 use egressnat_core::gateway::SYSTEM_NAMESPACE;
 use egressnat_core::ownership::Generation;
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -320,11 +319,10 @@ async fn a_watch_that_is_stuck_takes_nobody_for_dead() {
     };
     let controller = tokio::spawn(run_controller(stuck, ControllerConfig::default()));
     let up = json!({"nodes": {"worker1": "Up"}, "floatingIPs": {"192.168.1.100": "worker1"}});
-    cluster.until_status(up).await;
+    cluster.until_status(up.clone()).await;
     is_stuck.store(true, Ordering::SeqCst);
     let end = tokio::time::Instant::now() + Duration::from_secs(4);
     let key = gateway(SYSTEM_NAMESPACE, &[]).key().clone();
-    let up = cluster.store.get(&key).unwrap().unwrap();
     while tokio::time::Instant::now() < end {
         cluster.renew("worker1", 1);
         let status = cluster.store.get(&key).unwrap().unwrap();

@@ -1,6 +1,6 @@
 //! A cluster without kubelets: an API server, the CRDs, the roles, nodes, and the two loops as their service accounts.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use egressnat_core::{Decision, Failure, NodePlan, Report};
 use egressnat_kube::{
-    AgentConfig, ApiStore, ControllerConfig, Election, NodeDataplane, Pulse, StoreError, run_agent,
-    run_controller,
+    AgentConfig, ApiStore, ControllerConfig, Election, NoUplink, NodeDataplane, Pulse, StoreError,
+    StoreOutage, run_agent, run_controller,
 };
 use ipnet::IpNet;
 use serde_json::{Value, json};
@@ -106,6 +106,16 @@ struct Recording {
 }
 
 impl NodeDataplane for Recording {
+    type Uplink = NoUplink;
+
+    fn uplink(&self) -> NoUplink {
+        NoUplink
+    }
+
+    fn found(&self) -> BTreeMap<IpAddr, Instant> {
+        BTreeMap::new()
+    }
+
     async fn apply(&mut self, plan: &NodePlan) -> Report {
         let mut plans = self.plans.lock().unwrap();
         if plans.last() != Some(plan) {
@@ -294,6 +304,7 @@ impl Cluster {
             lease_duration: Duration::from_secs(6),
             cluster_ranges: vec![],
             pulse: pulse.clone(),
+            outage: StoreOutage::Hold,
         };
         let (failures, again) = (Arc::default(), Arc::new(Notify::new()));
         let dataplane = Recording {

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::status::PolicyReport;
+use egressnat_core::ownership::{Generation, Grant, GrantRecord, Term};
 use egressnat_core::{Assignment, plan_cluster};
 
 const NODES: usize = 1000;
@@ -67,7 +68,27 @@ impl World {
     fn run(&mut self) -> Vec<String> {
         let (snapshot, plan) = self.plan();
         self.telling.learn(&self.index, &snapshot, &plan);
-        let wanted = self.telling.wanted(&self.index, &snapshot, &plan);
+        let granted = plan
+            .assigned
+            .assignment
+            .nodes
+            .iter()
+            .map(|(address, node)| {
+                let grant = Grant {
+                    node: node.clone(),
+                    term: Term(0),
+                    is_withdrawn: false,
+                    is_handed_over: false,
+                };
+                let record = GrantRecord {
+                    generation: Generation(1),
+                    grant: Some(grant),
+                    ..GrantRecord::default()
+                };
+                (*address, record)
+            });
+        let grants = granted.collect();
+        let wanted = self.telling.wanted(&self.index, &snapshot, &plan, &grants);
         let names = wanted.policies.iter();
         let names = names.map(|object| object.name().to_owned()).collect();
         let all = [wanted.gateways, wanted.nodes, wanted.policies].concat();

@@ -1,0 +1,76 @@
+//! Until when the kernel lets this node use its floating IPs.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use crate::family::Family;
+use crate::mark::MarkMask;
+use crate::nft::{Fence, NftError, Ruleset};
+
+/// How long writing a deadline may take: by so much the kernel's is earlier, so that it is never later.
+const MARGIN: Duration = Duration::from_millis(100);
+
+/// Deadlines of floating IPs, counted by the kernel (E33). Clones are of one thing.
+///
+/// # Guarantees
+///
+/// At its deadline an address falls silent: it answers no ARP or neighbor solicitation, and nothing goes out or comes in with it, not even for connections that
+/// run, whether this process runs, is frozen or is gone.
+///
+/// # Minimum kernel version
+///
+/// 6.3, with tables of family arp.
+#[derive(Debug, Clone)]
+pub struct Deadlines {
+    mark: MarkMask,
+    tunnel_port: u16,
+}
+
+impl Deadlines {
+    pub(crate) fn new(mark: MarkMask, tunnel_port: u16) -> Self {
+        Self { mark, tunnel_port }
+    }
+
+    /// Lets this node use a floating IP until `deadline` and no longer. Called again it moves the deadline, without a gap for packets;
+    /// one that has passed ends the use at once.
+    ///
+    /// An address that has no deadline may be used for ever, unless [`FloatingIpUse`](crate::FloatingIpUse) says otherwise. A deadline
+    /// goes with its floating IP, when a plan has that no more.
+    ///
+    /// # Errors
+    ///
+    /// nf_tables refused: the kernel has no tables of family arp, or is older than 6.3. The old deadline stands.
+    pub fn hold_until(&self, address: IpAddr, deadline: Instant) -> Result<(), NftError> {
+        let family = Family::of(address);
+        if !Ruleset::is_present(family)? {
+            Ruleset::new(family, self.mark, self.tunnel_port).ensure()?;
+        }
+        loop {
+            let start = Instant::now();
+            let left = deadline.saturating_duration_since(start + MARGIN);
+            Fence::hold(address, left)?;
+            // The kernel counts from when it got it: had we been frozen on the way, that would be too long.
+            if left.is_zero() || start.elapsed() <= MARGIN {
+                return Ok(());
+            }
+        }
+    }
+
+    /// The floating IPs that have a deadline to come, such as those that an earlier run left.
+    ///
+    /// # Errors
+    ///
+    /// nf_tables cannot be read.
+    pub fn read(&self) -> Result<BTreeMap<IpAddr, Instant>, NftError> {
+        let now = Instant::now();
+        let mut deadlines = BTreeMap::new();
+        for family in [Family::Ipv4, Family::Ipv6] {
+            if Ruleset::is_present(family)? {
+                let left = Fence::deadlines(family)?.into_iter();
+                deadlines.extend(left.map(|(address, left)| (address, now + left)));
+            }
+        }
+        Ok(deadlines)
+    }
+}
