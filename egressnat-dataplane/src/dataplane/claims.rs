@@ -10,7 +10,7 @@ use crate::probe::Mac;
 
 impl Dataplane {
     /// Asks the network for the IPv4 addresses that are about to be taken, and gives the changes that another host stands
-    /// against. For IPv6 the kernel asks by itself.
+    /// against. Addresses of IPv6 are taken without asking.
     pub(super) async fn ask_for(
         &mut self,
         changes: &[Change],

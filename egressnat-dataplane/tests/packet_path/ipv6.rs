@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use egressnat_core::NodePlan;
 use egressnat_core::model::*;
 use egressnat_core::selector::Selector;
+use egressnat_core::{NodePlan, PolicySetId};
 use egressnat_dataplane::cleanup;
 use ipnet::IpNet;
 
@@ -543,6 +543,38 @@ fn nothing_of_ipv6_is_made_for_a_cluster_of_ipv4() {
     assert!(!network.ip("n1", "-6 rule show").contains("1190"));
     let routes = network.ip("n1", "-6 route show table all");
     assert!(!routes.contains("egressnat0 table 1190"), "{routes}");
+}
+
+#[test]
+fn an_address_of_ipv6_behind_a_bridge_is_steered_at_the_port_that_leads_to_it() {
+    let mut network = Network::dual_stack();
+    network.ip("n1", "link add cni0 type bridge");
+    network.ip("n1", "addr add fd00:10:10:1:1::1/80 dev cni0 nodad");
+    network.ip("n1", "link set cni0 up");
+    let addresses = ["fd00:10:10:1:1::2", "fd00:10:10:1:1::3"];
+    for (pod, address) in ["bridged2", "bridged3"].into_iter().zip(addresses) {
+        network.add_namespace(pod);
+        let [inside, outside] = [pod, "n1"].map(|name| network.namespace(name));
+        crate::network::run(&format!(
+            "ip link add eth0 netns {inside} type veth peer name {pod} netns {outside}"
+        ));
+        network.ip("n1", &format!("link set {pod} master cni0 up"));
+        network.ip(pod, "link set eth0 up");
+        network.ip(pod, &format!("addr add {address}/80 dev eth0 nodad"));
+        network.ip(pod, "route add default via fd00:10:10:1:1::1");
+    }
+    let mut wanted = plan("n1", "n2");
+    let set = wanted.pods[&address6(PODS[0]).parse::<IpAddr>().unwrap()];
+    let [selected, other] = addresses.map(|address| address.parse().unwrap());
+    wanted.pods.insert(selected, set);
+    wanted.pods.insert(other, PolicySetId::EMPTY);
+    assert_eq!(network.apply("n1", wanted.clone()).failures, []);
+    assert_eq!(network.apply("n2", plan("n2", "n2")).failures, []);
+    assert_eq!(network.seen_by_tcp("bridged2", SERVER6), seen(FLOATING6));
+    assert_eq!(network.seen_by_tcp("bridged3", SERVER6), seen(NODES[0]));
+    assert!(network.is_pinged("bridged3", addresses[0]), "E12");
+    let again = network.apply("n1", wanted);
+    assert_eq!((again.changes, again.failures), (0, vec![]));
 }
 
 #[test]
