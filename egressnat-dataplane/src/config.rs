@@ -23,6 +23,8 @@ pub struct Config {
     pub rule_priority: u32,
     /// How long a plan's floating IPs may be used.
     pub floating_ip_use: FloatingIpUse,
+    /// How many pod addresses of each family the node can have. What is pinned keeps its size until cleanup.
+    pub max_pods: u32,
     /// How programs are put on interfaces.
     pub attachment: Attachment,
     /// How the network is asked before a floating IP is taken.
@@ -51,6 +53,7 @@ impl Default for Config {
             route_table: 1190,
             rule_priority: 1190,
             floating_ip_use: FloatingIpUse::default(),
+            max_pods: 65_536,
             attachment: Attachment::Automatic,
             probes: Probes::default(),
         }

@@ -12,6 +12,7 @@ use egressnat_core::{Failure, NodePlan, PolicySetId, Report, Steering, diff};
 use thiserror::Error;
 
 use crate::announce::{AnnounceError, Announcer};
+use crate::capabilities::{self, CapabilitiesError};
 use crate::config::Config;
 use crate::conntrack::ConntrackError;
 use crate::deadlines::Deadlines;
@@ -32,6 +33,9 @@ use applicable::{applicable, asks_for, missed};
 /// The packet path could not be put in place at all.
 #[derive(Debug, Error)]
 pub enum OpenError {
+    /// What the process may do.
+    #[error("could not start")]
+    Capabilities(#[from] CapabilitiesError),
     /// Another agent.
     #[error("could not have the node's packet path alone")]
     Lock(#[from] LockError),
@@ -88,6 +92,7 @@ impl Dataplane {
     ///
     /// Whatever keeps the node from carrying egress traffic at all: missing capabilities, no bpffs, no uplink, another agent.
     pub async fn open(config: Config) -> Result<Self, OpenError> {
+        capabilities::check()?;
         let network = Network::open()?;
         let mut uplink = network.uplink(&config).await?;
         check_bpffs(&config.bpffs)?;

@@ -40,6 +40,7 @@
 #![deny(missing_docs)]
 
 mod announce;
+mod capabilities;
 mod cleanup;
 mod config;
 mod conntrack;
@@ -61,6 +62,7 @@ mod redecide;
 mod segment;
 
 pub use announce::AnnounceError;
+pub use capabilities::CapabilitiesError;
 pub use cleanup::cleanup;
 pub use config::{Config, FloatingIpUse};
 pub use dataplane::{Dataplane, OpenError};

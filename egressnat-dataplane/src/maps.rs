@@ -204,7 +204,18 @@ impl Maps {
 }
 
 pub(crate) fn map_error(name: &'static str) -> impl FnOnce(MapError) -> ProgramsError {
-    move |source| ProgramsError::Map { name, source }
+    move |source| match &source {
+        // E2BIG is what a full hash says, ENOSPC what a full trie says.
+        MapError::SyscallError(error)
+            if matches!(
+                error.io_error.raw_os_error(),
+                Some(libc::E2BIG | libc::ENOSPC)
+            ) =>
+        {
+            ProgramsError::Full { name }
+        }
+        _ => ProgramsError::Map { name, source },
+    }
 }
 
 /// An address in network byte order, as the maps of its family have it.

@@ -2,6 +2,7 @@
 
 mod attachment;
 mod clsact;
+mod layout;
 mod query;
 
 use std::collections::BTreeSet;
@@ -55,6 +56,24 @@ pub enum ProgramsError {
         /// What is wrong with it.
         #[source]
         source: MapError,
+    },
+    /// A map of another shape is pinned under the name of one of ours.
+    #[error(
+        "{path} is a map of another shape ({found}, not {wanted}): run 'egressnat-agent cleanup', or configure what it was made with"
+    )]
+    Layout {
+        /// Where it is pinned.
+        path: PathBuf,
+        /// The shape of what is there.
+        found: String,
+        /// The shape that is ours.
+        wanted: String,
+    },
+    /// A map has no room.
+    #[error("the eBPF map {name} is full: all else is in place, and this comes once there is room")]
+    Full {
+        /// Its name.
+        name: &'static str,
     },
     /// A program was refused.
     #[error("could not load the eBPF program {name}")]
@@ -167,7 +186,10 @@ impl Programs {
             path: pins.clone(),
             source,
         })?;
+        layout::check(&pins, config)?;
         let mut ebpf = EbpfLoader::new()
+            .map_max_entries("pods", config.max_pods)
+            .map_max_entries("pods6", config.max_pods)
             .default_map_pin_directory(&pins)
             .override_global("MARK_MASK", &config.mark.mask(), true)
             .override_global("MARK_TUNNEL", &config.mark.tunnel(), true)

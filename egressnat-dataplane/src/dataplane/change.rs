@@ -15,6 +15,7 @@ use crate::conntrack::forget_seen_as;
 use crate::family::Family;
 use crate::maps::{DROP, FORWARD, KEEP, PodEntry, map_error};
 use crate::nft::{Elements, Fence, NftError, Ruleset, SetName};
+use crate::programs::ProgramsError;
 
 impl Dataplane {
     /// Makes all changes, each failure told and the others made all the same.
@@ -48,10 +49,19 @@ impl Dataplane {
         routes: &BTreeMap<IpAddr, u32>,
         report: &mut Report,
     ) {
+        let mut crowded = Vec::new();
         for change in changes {
             match self.change_one(change, routes).await {
                 Ok(Written::Yes) => report.changes += 1,
                 Ok(Written::No) => {}
+                Err(ObserveError::Programs(ProgramsError::Full { .. })) => crowded.push(change),
+                Err(error) => fail(report, &change.to_string(), &error),
+            }
+        }
+        // What goes made room meanwhile.
+        for change in crowded {
+            match self.change_one(change, routes).await {
+                Ok(_) => report.changes += 1,
                 Err(error) => fail(report, &change.to_string(), &error),
             }
         }

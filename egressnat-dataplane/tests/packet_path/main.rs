@@ -11,6 +11,7 @@ mod alone;
 mod bridge;
 mod burst;
 mod clsact;
+mod failures;
 mod fence;
 mod guard;
 mod icmp_errors;

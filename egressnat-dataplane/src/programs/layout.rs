@@ -1,0 +1,101 @@
+//! The shapes of our maps: one of another shape that is pinned would be opened without an error, and misread.
+
+use std::fmt;
+use std::path::Path;
+
+use aya::maps::{MapInfo, MapType};
+
+use super::ProgramsError;
+use crate::config::Config;
+use crate::maps::MAX_EGRESS;
+
+/// As in the C source.
+const MAX_DESTINATIONS: u32 = 262_144;
+const MAX_PEERS: u32 = 16_384;
+
+/// Bytes of an address.
+const IPV4: usize = 4;
+const IPV6: usize = 16;
+
+/// What a map is made of.
+#[derive(Debug, PartialEq)]
+struct Shape {
+    kind: Option<MapType>,
+    key: usize,
+    value: usize,
+    entries: u32,
+}
+
+impl fmt::Display for Shape {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.kind {
+            Some(kind) => write!(f, "{kind:?}")?,
+            None => write!(f, "unknown kind")?,
+        }
+        let Self {
+            key,
+            value,
+            entries,
+            ..
+        } = self;
+        write!(f, " of {entries} entries, {key} bytes to {value} bytes")
+    }
+}
+
+/// The maps whose keys or values mean something; the counters only grow.
+fn shapes(config: &Config) -> Vec<(&'static str, Shape)> {
+    const WORD: usize = size_of::<u32>();
+    let shape = |kind, key, value, entries| Shape {
+        kind: Some(kind),
+        key,
+        value,
+        entries,
+    };
+    let mut shapes = vec![
+        ("vnis", shape(MapType::Hash, WORD, WORD, MAX_EGRESS)),
+        ("peers", shape(MapType::Hash, WORD, WORD, MAX_PEERS)),
+        ("peers6", shape(MapType::Hash, IPV6, WORD, MAX_PEERS)),
+    ];
+    for (address, [pods, destinations, egress_ips]) in [
+        (IPV4, ["pods", "destinations", "egress_ips"]),
+        (IPV6, ["pods6", "destinations6", "egress_ips6"]),
+    ] {
+        // With the interface; with the prefix length and the policy set; with the VNI and whether it is held here.
+        let (pod, destination, egress) = (address + WORD, 2 * WORD + address, address + 2 * WORD);
+        shapes.extend([
+            (pods, shape(MapType::Hash, pod, WORD, config.max_pods)),
+            (
+                destinations,
+                shape(MapType::LpmTrie, destination, WORD, MAX_DESTINATIONS),
+            ),
+            (egress_ips, shape(MapType::Array, WORD, egress, MAX_EGRESS)),
+        ]);
+    }
+    shapes
+}
+
+/// Fails if a map of another shape is pinned.
+pub(super) fn check(pins: &Path, config: &Config) -> Result<(), ProgramsError> {
+    for (name, wanted) in shapes(config) {
+        let path = pins.join(name);
+        if !path.exists() {
+            continue;
+        }
+        let info =
+            MapInfo::from_pin(&path).map_err(|source| ProgramsError::Map { name, source })?;
+        let found = Shape {
+            kind: info.map_type().ok(),
+            key: info.key_size() as usize,
+            value: info.value_size() as usize,
+            entries: info.max_entries(),
+        };
+        if found != wanted {
+            return Err(ProgramsError::Layout {
+                path,
+                found: found.to_string(),
+                wanted: wanted.to_string(),
+            });
+        }
+    }
+    Ok(())
+}

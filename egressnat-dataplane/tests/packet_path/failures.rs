@@ -1,0 +1,250 @@
+//! What the packet path says, and what it does not harm, when the kernel refuses.
+
+use std::error::Error;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use egressnat_dataplane::{Config, Dataplane};
+
+use crate::network::{FLOATING, Network, OTHER_SERVER, SERVER, plan, runtime};
+
+/// CAP_NET_ADMIN, CAP_SYS_ADMIN and CAP_BPF (linux/capability.h).
+const NET_ADMIN: u32 = 12;
+const SYS_ADMIN: u32 = 21;
+const BPF: u32 = 39;
+
+fn seen(address: &str) -> Option<String> {
+    Some(address.to_owned())
+}
+
+/// Takes capabilities from this thread, which alone has them no more.
+fn drop_capabilities(dropped: &[u32]) {
+    #[repr(C)]
+    struct Header {
+        version: u32,
+        pid: i32,
+    }
+    let mut header = Header {
+        version: 0x2008_0522,
+        pid: 0,
+    };
+    // Effective, permitted and inheritable, for each half of the numbers.
+    let mut data = [[0u32; 3]; 2];
+    // SAFETY: both structures are as version 3 of the call has them, and outlive it.
+    let read = unsafe { libc::syscall(libc::SYS_capget, &raw mut header, data.as_mut_ptr()) };
+    assert_eq!(read, 0);
+    for number in dropped {
+        for set in &mut data[*number as usize / 32] {
+            *set &= !(1 << (number % 32));
+        }
+    }
+    // SAFETY: as above.
+    let written = unsafe { libc::syscall(libc::SYS_capset, &raw mut header, data.as_ptr()) };
+    assert_eq!(written, 0);
+}
+
+/// Why the packet path cannot be opened, with all causes.
+fn refusal(network: &Network, config: Config, dropped: &'static [u32]) -> String {
+    let error = network.enter("n1", move || {
+        drop_capabilities(dropped);
+        let opened = runtime().block_on(async { Dataplane::open(config).await.map(drop) });
+        opened.unwrap_err()
+    });
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text = format!("{text}: {error}");
+        source = error.source();
+    }
+    text
+}
+
+fn assert_names(text: &str, parts: &[&str]) {
+    for part in parts {
+        assert!(text.contains(part), "'{part}' in: {text}");
+    }
+}
+
+#[test]
+fn what_is_missing_is_named() {
+    let network = Network::new();
+    let config = network.config("n1");
+    let directory = tempfile::tempdir().unwrap();
+    let mut no_bpffs = config.clone();
+    no_bpffs.bpffs = directory.path().to_owned();
+    let path = directory.path().display().to_string();
+    let text = refusal(&network, no_bpffs, &[]);
+    assert_names(&text, &[&path, "no bpffs", "mount -t bpf"]);
+    assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);
+
+    let text = refusal(&network, config.clone(), &[BPF, SYS_ADMIN]);
+    assert_names(&text, &["lacks CAP_BPF", "programs"]);
+    let text = refusal(&network, config.clone(), &[NET_ADMIN]);
+    assert_names(&text, &["lacks CAP_NET_ADMIN"]);
+
+    // None of it was harmed: it opens as soon as it may.
+    assert_eq!(network.apply("n1", plan("n1", "n2")).failures, []);
+}
+
+#[test]
+fn a_pinned_map_of_another_shape_is_refused_and_left_alone() {
+    let network = Network::new();
+    network.apply_all("n2");
+    let mut larger = network.config("n1");
+    larger.max_pods *= 2;
+    let text = refusal(&network, larger.clone(), &[]);
+    assert_names(
+        &text,
+        &["v1/pods", "65536 entries", "131072 entries", "cleanup"],
+    );
+    assert_eq!(network.seen_by_tcp("10.10.1.2", SERVER), seen(FLOATING));
+
+    // As told.
+    let config = larger.clone();
+    network.enter("n1", move || {
+        runtime().block_on(egressnat_dataplane::cleanup(&config))
+    });
+    let report = network.enter("n1", move || {
+        runtime().block_on(async {
+            let mut dataplane = Dataplane::open(larger).await.unwrap();
+            dataplane.apply(&plan("n1", "n2")).await
+        })
+    });
+    assert_eq!(report.failures, []);
+    assert_eq!(network.seen_by_tcp("10.10.1.2", SERVER), seen(FLOATING));
+}
+
+#[test]
+fn of_more_pods_than_the_map_takes_the_others_are_steered_and_each_is_told() {
+    let mut network = Network::new();
+    network.add_pod("10.10.1.4");
+    network.add_pod("10.10.1.5");
+    let mut config = network.config("n1");
+    config.max_pods = 2;
+    let mut wanted = plan("n1", "n2");
+    let set = wanted.pods[&IpAddr::from([10, 10, 1, 2])];
+    for host in [4, 5] {
+        wanted.pods.insert(IpAddr::from([10, 10, 1, host]), set);
+    }
+    network.apply("n2", plan("n2", "n2"));
+    let mut fewer = wanted.clone();
+    fewer.pods.retain(|address, _| {
+        [IpAddr::from([10, 10, 1, 4]), IpAddr::from([10, 10, 1, 5])].contains(address)
+    });
+    let (full, again, after) = network.enter("n1", move || {
+        runtime().block_on(async {
+            let mut dataplane = Dataplane::open(config).await.unwrap();
+            let full = dataplane.apply(&wanted).await;
+            let again = dataplane.apply(&wanted).await;
+            (full, again, dataplane.apply(&fewer).await)
+        })
+    });
+    // In the order of their addresses: the last ones find no room.
+    for report in [&full, &again] {
+        let told: Vec<&str> = report.failures.iter().map(|f| f.object.as_str()).collect();
+        assert_eq!(told.len(), 2, "{report:?}");
+        for (object, pod) in told.iter().zip(["10.10.1.4", "10.10.1.5"]) {
+            assert!(object.contains(pod), "{told:?}");
+        }
+        assert_names(&report.failures[0].message, &["map pods is full"]);
+    }
+    assert_eq!(again.changes, 0, "all else was done the first time");
+    // What did not fit comes once there is room.
+    assert_eq!(after.failures.len(), 0, "{after:?}");
+    for pod in ["10.10.1.4", "10.10.1.5"] {
+        assert_eq!(network.seen_by_tcp(pod, SERVER), seen(FLOATING), "{pod}");
+    }
+}
+
+#[test]
+fn an_interface_that_vanishes_meanwhile_harms_no_other_pod() {
+    let mut network = Network::new();
+    network.apply_all("n2");
+    let pod = "10.10.1.4";
+    network.add_namespace(pod);
+    let mut wanted = plan("n1", "n2");
+    let set = wanted.pods[&IpAddr::from([10, 10, 1, 2])];
+    wanted.pods.insert(pod.parse().unwrap(), set);
+    let inside = network.namespace(pod);
+    let come_and_go = network.outside("n1", move |run| {
+        for _ in 0..20 {
+            run(&format!(
+                "ip link add veth4 type veth peer name eth0 netns {inside}"
+            ));
+            run("ip link set veth4 up");
+            run(&format!("ip route add {pod}/32 dev veth4"));
+            run("ip link del veth4");
+        }
+    });
+    let told = network.open("n1", async move |mut dataplane| {
+        let thread = std::thread::spawn(come_and_go);
+        let mut told = Vec::new();
+        while !thread.is_finished() {
+            told.extend(dataplane.apply(&wanted).await.failures);
+        }
+        thread.join().unwrap();
+        wanted.pods.remove(&pod.parse::<IpAddr>().unwrap());
+        let last = dataplane.apply(&wanted).await;
+        assert_eq!(last.failures, []);
+        told
+    });
+    for failure in told {
+        let is_about_it = failure.object.contains("veth4") || failure.object.contains(pod);
+        assert!(is_about_it, "{failure:?}");
+    }
+    assert_eq!(network.seen_by_tcp("10.10.1.2", SERVER), seen(FLOATING));
+    assert_eq!(
+        network.seen_by_tcp("10.10.1.2", OTHER_SERVER),
+        seen("192.168.1.1")
+    );
+}
+
+#[test]
+fn more_events_than_the_socket_takes_lead_to_reading_all_anew() {
+    let mut network = Network::new();
+    network.apply_all("n2");
+    let pod = "10.10.1.4";
+    network.add_namespace(pod);
+    let mut wanted = plan("n1", "n2");
+    let set = wanted.pods[&IpAddr::from([10, 10, 1, 2])];
+    wanted.pods.insert(pod.parse().unwrap(), set);
+    // Many times what a socket's buffer takes, and the pod's interface in the middle of them.
+    let routes = |range: std::ops::Range<u16>, verb: &str| -> String {
+        let line = |n: u16| format!("route {verb} 172.20.{}.{}/32 dev lo\n", n >> 8, n & 255);
+        range.map(line).collect()
+    };
+    let flood = routes(0..4000, "add") + &routes(0..4000, "del");
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), flood).unwrap();
+    let batch = format!("ip -batch {}", file.path().display());
+    let inside = network.namespace(pod);
+    let flood = network.outside("n1", move |run| {
+        run(&batch);
+        run(&format!(
+            "ip link add veth4 type veth peer name eth0 netns {inside}"
+        ));
+        run("ip link set veth4 up");
+        run("ip addr add 10.10.1.254/32 dev veth4");
+        run(&format!("ip route add {pod}/32 dev veth4"));
+        run(&batch);
+    });
+    let later = network.outside("n1", |run| run("ip route add 172.21.0.1/32 dev lo"));
+    network.open("n1", async move |mut dataplane| {
+        dataplane.apply(&wanted).await;
+        // Nobody reads meanwhile.
+        std::thread::spawn(flood).join().unwrap();
+        let deadline = Duration::from_secs(10);
+        let changed = tokio::time::timeout(deadline, dataplane.changed()).await;
+        changed.expect("lost events are told");
+        assert_eq!(dataplane.apply(&wanted).await.failures, []);
+        // And it goes on listening.
+        while tokio::time::timeout(Duration::from_millis(300), dataplane.changed())
+            .await
+            .is_ok()
+        {}
+        let thread = std::thread::spawn(later);
+        let changed = tokio::time::timeout(deadline, dataplane.changed()).await;
+        changed.expect("later events are told");
+        thread.join().unwrap();
+    });
+}
