@@ -64,7 +64,7 @@ pub enum OpenError {
 ///
 /// # Minimum kernel version
 ///
-/// 6.6, for TCX.
+/// 5.18; from 6.6 on programs are attached by TCX, and deadlines of floating IPs take 6.3.
 pub struct Dataplane {
     config: Config,
     network: Network,

@@ -11,7 +11,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use egressnat_core::model::NodeName;
 use egressnat_core::{Failure, NodePlan, Report};
 use egressnat_dataplane::{
-    Config, Dataplane, Deadlines, FloatingIpUse, MarkMask, Segment, cleanup,
+    Attachment, Config, Dataplane, Deadlines, FloatingIpUse, MarkMask, Segment, cleanup,
 };
 use egressnat_kube::{
     AgentConfig, ApiStore, DirectoryStore, NodeDataplane, Pulse, StoreOutage, Uplink, run_agent,
@@ -88,6 +88,18 @@ struct Host {
     /// Bits of the packet mark that egressnat may use, in one piece.
     #[arg(long, value_name = "MASK", default_value = "0x07ff0000", value_parser = mark_mask)]
     mark_mask: MarkMask,
+    /// How programs are put on interfaces: automatic, tcx or clsact.
+    #[arg(long, value_name = "WAY", default_value = "automatic", value_parser = attachment)]
+    attachment: Attachment,
+}
+
+fn attachment(text: &str) -> anyhow::Result<Attachment> {
+    match text {
+        "automatic" => Ok(Attachment::Automatic),
+        "tcx" => Ok(Attachment::Tcx),
+        "clsact" => Ok(Attachment::Clsact),
+        _ => bail!("write automatic, tcx or clsact"),
+    }
 }
 
 fn mark_mask(text: &str) -> anyhow::Result<MarkMask> {
@@ -104,6 +116,7 @@ impl Host {
             bpffs: self.bpffs,
             mark: self.mark_mask,
             floating_ip_use: FloatingIpUse::UntilDeadline,
+            attachment: self.attachment,
             ..Config::default()
         }
     }
