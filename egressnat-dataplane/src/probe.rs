@@ -45,8 +45,8 @@ impl Default for Probes {
 
 /// The pause behind a probe for an address that a node of the cluster had, or that somebody just answered for: what has to be
 /// seen is that it is silent now. Packets to the address wait meanwhile.
-const HANDOVER: Duration = Duration::from_millis(5);
-/// How many of these pauses without an answer are silence.
+const HANDOVER: Duration = Duration::from_millis(10);
+/// How many of these pauses without an answer are silence behind one that was answered.
 const SILENT: u32 = 2;
 
 /// For how long an address that is answered for is asked for again.
@@ -336,7 +336,7 @@ struct Asked {
 impl Asked {
     fn new(settings: Probes, was_ours: bool) -> Self {
         let (left, pause) = match was_ours {
-            true => (SILENT.min(settings.count), Pause::Handover),
+            true => (1, Pause::Handover),
             false => (settings.count, Pause::Random),
         };
         Self {
@@ -411,7 +411,7 @@ mod tests {
     #[test]
     fn an_address_is_free_after_silence_and_sooner_where_the_cluster_had_it() {
         assert_eq!(rounds(false, &[]), (3, true));
-        assert_eq!(rounds(true, &[]), (2, true));
+        assert_eq!(rounds(true, &[]), (1, true));
         assert_eq!(rounds(false, &[true]), (3, true), "who answered is gone");
         assert_eq!(rounds(true, &[true, false, true]), (5, true));
     }

@@ -60,6 +60,10 @@ impl Network {
     }
 
     fn apply_bridge(&self, holder: &str) -> Report {
+        // Who gives the floating IP away is first.
+        if holder == "n1" {
+            self.apply("n2", plan("n2", holder));
+        }
         let report = self.apply("n1", bridge_plan(holder));
         self.apply("n2", plan("n2", holder));
         report
