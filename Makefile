@@ -45,7 +45,7 @@ ebpf-check: packages ## Compares the committed eBPF objects with their sources
 	egressnat-dataplane/bpf/build.sh --check benches/bpf/bench.bpf.c
 
 .PHONY: bench
-bench: packages ## Benchmarks
+bench: packages ## Benchmarks; those of packets need root
 	$(CARGO) bench --package egressnat-benches
 
 .PHONY: fuzz
