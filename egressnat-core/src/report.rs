@@ -8,7 +8,8 @@ use core::net::IpAddr;
 /// One object that could not be made as planned.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failure {
-    /// The object: `steering on veth12ab`, `address 192.168.1.100`.
+    /// The object: `steering on veth12ab`, `pod 10.10.1.2`, `address 192.168.1.100`. A failure of a pod counts for the policies that
+    /// select it, one of an address for who needs that floating IP, any other for all policies with pods on the node.
     pub object: String,
     /// What the kernel said, and what to do where that is known.
     pub message: String,
