@@ -20,4 +20,5 @@ mod refused;
 mod server;
 mod server_ends;
 mod status;
+mod trouble;
 mod wire;

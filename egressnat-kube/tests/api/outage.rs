@@ -15,15 +15,15 @@ fn snat() -> Decision {
     Decision::Snat("192.168.1.100".parse().unwrap())
 }
 
-struct Scene {
-    cluster: Cluster,
+pub(crate) struct Scene {
+    pub(crate) cluster: Cluster,
     wire: Wire,
-    agents: [Agent; 2],
+    pub(crate) agents: [Agent; 2],
     controller: Running,
 }
 
 /// Two agents and a controller behind one wire, a policy in force, and everything at rest.
-fn scene() -> Scene {
+pub(crate) fn scene() -> Scene {
     let cluster = Cluster::start();
     let wire = cluster.wire();
     let agents = ["worker1", "worker2"].map(|node| cluster.agent(node, Some(&wire)));
@@ -54,7 +54,7 @@ fn scene() -> Scene {
 impl Scene {
     /// Does something to the API server; afterwards nothing may have moved, no plan may have been other than before, and what
     /// comes next has to work.
-    fn survives(&self, outage: impl FnOnce(&Self)) {
+    pub(crate) fn survives(&self, outage: impl FnOnce(&Self)) {
         let cluster = &self.cluster;
         let before = cluster.versions();
         let plans = self.agents.each_ref().map(Agent::plans);
@@ -104,7 +104,7 @@ impl Scene {
 }
 
 /// Longer than all leases: everybody who counts on them would be dead.
-fn for_longer_than_every_lease() {
+pub(crate) fn for_longer_than_every_lease() {
     let end = Instant::now() + Duration::from_secs(9);
     while Instant::now() < end {
         thread::sleep(Duration::from_millis(100));
