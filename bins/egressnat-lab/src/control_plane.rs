@@ -163,8 +163,10 @@ impl ControlPlane {
         })?;
         let crds = format!("{SOURCE}/deploy/crds");
         let rbac = format!("{SOURCE}/deploy/rbac.yaml");
+        let admission = format!("{SOURCE}/deploy/admission.yaml");
         let apply = ["apply", "--server-side", "--force-conflicts"];
-        self.kubectl(&[&apply[..], &["-f", &crds, "-f", &rbac]].concat())?;
+        let files = ["-f", &crds, "-f", &rbac, "-f", &admission];
+        self.kubectl(&[&apply[..], &files].concat())?;
         let wait = ["wait", "--for=condition=Established", "--timeout=60s"];
         self.kubectl(&[&wait[..], &["-f", &crds]].concat())?;
         let cluster = ObjectKey::cluster(Kind::Namespace, "cluster-cluster1");

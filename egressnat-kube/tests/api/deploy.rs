@@ -52,6 +52,17 @@ fn the_kustomization_holds_every_definition() {
 }
 
 #[test]
+fn the_kustomization_holds_every_manifest_but_the_cleanup() {
+    let kustomization = fs::read_to_string(format!("{DEPLOY}/kustomization.yaml")).unwrap();
+    for entry in fs::read_dir(DEPLOY).unwrap() {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        let is_manifest = name.ends_with(".yaml") && name != "kustomization.yaml";
+        let is_listed = kustomization.contains(&format!("\n- {name}\n"));
+        assert_eq!(is_listed, is_manifest && name != "cleanup.yaml", "{name}");
+    }
+}
+
+#[test]
 fn workloads_run_as_the_accounts_that_have_the_rights() {
     let (_, documents) = kustomized();
     let name = |document: &Value| document["metadata"]["name"].as_str().unwrap().to_owned();

@@ -1,0 +1,192 @@
+//! A large cluster on a real API server: what the controller and the loop of an agent cost.
+//!
+//! ```text
+//! export KUBEBUILDER_ASSETS=$(hack/kube-apiserver.sh)
+//! cargo build --release -p egressnat-controller -p egressnat-benches
+//! target/release/scale --nodes 1000 --pods 100000 --policies 1000
+//! ```
+//!
+//! Budgets: the controller 50 MB, an agent with 250 pods 20 MB; at rest no requests but renewals of leases. The agent is its loop with a packet
+//! path that does nothing: what the kernel's side costs is measured elsewhere. Other nodes have no agents, which would be as many renewals a second.
+#![expect(clippy::print_stdout, reason = "this is what it is for")]
+
+#[path = "scale/cluster.rs"]
+mod cluster;
+#[path = "scale/measured.rs"]
+mod measured;
+
+use std::collections::BTreeSet;
+use std::future::pending;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use clap::Parser;
+use egressnat_core::{NodePlan, Report};
+use egressnat_kube::{AgentConfig, ApiStore, NodeDataplane, Pulse, run_agent};
+use ipnet::IpNet;
+
+use cluster::Cluster;
+use measured::{Process, requests};
+
+/// The node that has an agent.
+const NODE: &str = "node-0";
+
+/// How long anything may take.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// How long the cluster is looked at while nothing happens.
+const REST: Duration = Duration::from_secs(60);
+
+#[derive(Parser)]
+struct Arguments {
+    #[arg(long, default_value_t = 1_000)]
+    nodes: usize,
+    #[arg(long, default_value_t = 100_000)]
+    pods: usize,
+    /// Of them on the node that has an agent.
+    #[arg(long, default_value_t = 250)]
+    local_pods: usize,
+    #[arg(long, default_value_t = 1_000)]
+    policies: usize,
+    /// Be the agent's loop.
+    #[arg(long, hide = true)]
+    agent: Option<PathBuf>,
+}
+
+/// A packet path that does nothing.
+struct Nothing;
+
+impl NodeDataplane for Nothing {
+    async fn apply(&mut self, plan: &NodePlan) -> Report {
+        println!("{} {}", plan.pods.len(), plan.destinations.len());
+        Report {
+            floating_ips: plan.floating_ips.clone(),
+            ..Report::default()
+        }
+    }
+
+    async fn changed(&mut self) {
+        pending().await
+    }
+
+    fn subnets(&self) -> BTreeSet<IpNet> {
+        [IpNet::V4(cluster::SEGMENT)].into()
+    }
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn be_agent(kubeconfig: PathBuf) -> Result<()> {
+    let config = AgentConfig {
+        node: NODE.parse()?,
+        lease_duration: Duration::from_secs(3),
+        cluster_ranges: vec![],
+        pulse: Pulse::default(),
+    };
+    let store = ApiStore::from_kubeconfig(&kubeconfig).await?;
+    Ok(run_agent(store, Nothing, config).await?)
+}
+
+/// A process that ends with this value.
+struct Running(Child);
+
+impl Running {
+    fn start(command: &mut Command) -> Result<Self> {
+        let child = command.stdin(Stdio::null()).spawn();
+        Ok(Self(child.with_context(|| format!("{command:?}"))?))
+    }
+
+    fn process(&self) -> Process {
+        Process(self.0.id())
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn until(what: &str, mut is_so: impl FnMut() -> Result<bool>) -> Result<Duration> {
+    let start = Instant::now();
+    while !is_so()? {
+        if start.elapsed() > PATIENCE {
+            bail!("waited {PATIENCE:?} in vain for {what}");
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(start.elapsed())
+}
+
+fn main() -> Result<()> {
+    let arguments = Arguments::parse();
+    if let Some(kubeconfig) = arguments.agent {
+        return be_agent(kubeconfig);
+    }
+    let cluster = Cluster::start()?;
+    let start = Instant::now();
+    cluster.fill(&arguments)?;
+    println!("objects made in {:.0?}", start.elapsed());
+
+    let own = std::env::current_exe()?;
+    let plans = cluster.directory().join("plans");
+    let agent_config = cluster.kubeconfig("egressnat-agent")?;
+    let agent = Running::start(
+        Command::new(&own)
+            .arg("--agent")
+            .arg(agent_config)
+            .stdout(std::fs::File::create(&plans)?),
+    )?;
+    let last_plan = || -> Result<String> {
+        let text = std::fs::read_to_string(&plans)?;
+        Ok(text.lines().last().unwrap_or_default().to_owned())
+    };
+    let whole = format!("{} {}", arguments.local_pods, arguments.policies);
+    let time = until("the agent's plan", || Ok(last_plan()? == whole))?;
+    println!(
+        "agent: first plan after {time:.2?}: {}",
+        agent.process().cost()?
+    );
+
+    let controller_config = cluster.kubeconfig("egressnat-controller")?;
+    let controller = Running::start(
+        Command::new(own.with_file_name("egressnat-controller"))
+            .arg("--kubeconfig")
+            .arg(controller_config)
+            .env("RUST_LOG", "warn"),
+    )?;
+    let time = until("an assignment", || cluster.is_assigned())?;
+    println!(
+        "controller: first assignment after {time:.2?}: {}",
+        controller.process().cost()?
+    );
+
+    // What the start leaves to be written is written first.
+    std::thread::sleep(Duration::from_secs(10));
+    let (before, agent_cpu, controller_cpu) = (
+        requests(&cluster)?,
+        agent.process().cpu()?,
+        controller.process().cpu()?,
+    );
+    std::thread::sleep(REST);
+    println!("at rest, in {REST:?}:");
+    println!("  agent {:.2?} CPU", agent.process().cpu()? - agent_cpu);
+    println!(
+        "  controller {:.2?} CPU",
+        controller.process().cpu()? - controller_cpu
+    );
+    measured::print_difference(&before, &requests(&cluster)?);
+
+    let before = requests(&cluster)?;
+    cluster.add_policies(arguments.policies..arguments.policies + 1)?;
+    let more = format!("{} {}", arguments.local_pods, arguments.policies + 1);
+    let time = until("the new policy", || Ok(last_plan()? == more))?;
+    println!("a policy more: in the agent's plan after {time:.2?}; requests until 5 s later:");
+    std::thread::sleep(Duration::from_secs(5));
+    measured::print_difference(&before, &requests(&cluster)?);
+    println!("agent: {}", agent.process().cost()?);
+    println!("controller: {}", controller.process().cost()?);
+    Ok(())
+}
