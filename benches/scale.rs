@@ -15,8 +15,9 @@ mod cluster;
 #[path = "scale/measured.rs"]
 mod measured;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::pending;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -24,7 +25,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use clap::Parser;
 use egressnat_core::{NodePlan, Report};
-use egressnat_kube::{AgentConfig, ApiStore, NodeDataplane, Pulse, run_agent};
+use egressnat_kube::{
+    AgentConfig, ApiStore, NoUplink, NodeDataplane, Pulse, StoreOutage, run_agent,
+};
 use ipnet::IpNet;
 
 use cluster::Cluster;
@@ -59,6 +62,16 @@ struct Arguments {
 struct Nothing;
 
 impl NodeDataplane for Nothing {
+    type Uplink = NoUplink;
+
+    fn uplink(&self) -> NoUplink {
+        NoUplink
+    }
+
+    fn found(&self) -> BTreeMap<IpAddr, Instant> {
+        BTreeMap::new()
+    }
+
     async fn apply(&mut self, plan: &NodePlan) -> Report {
         println!("{} {}", plan.pods.len(), plan.destinations.len());
         Report {
@@ -83,6 +96,7 @@ async fn be_agent(kubeconfig: PathBuf) -> Result<()> {
         lease_duration: Duration::from_secs(3),
         cluster_ranges: vec![],
         pulse: Pulse::default(),
+        outage: StoreOutage::Hold,
     };
     let store = ApiStore::from_kubeconfig(&kubeconfig).await?;
     Ok(run_agent(store, Nothing, config).await?)

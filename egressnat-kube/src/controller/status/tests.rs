@@ -203,9 +203,9 @@ fn a_node_that_joins_makes_no_policy_pending_before_it_has_told_anything() {
     let mut world = World::new();
     world.settle();
     let spec = json!({"spec": {"subnets": ["192.168.0.0/16"]}});
-    let key = ObjectKey::namespaced(Kind::NetworkGatewayNode, "kube-system", "new");
+    let key = ObjectKey::namespaced(Kind::NetworkGatewayNode, "kube-system", "worker9999");
     world.index.apply(Object::new(&key, spec)).unwrap();
-    let key = ObjectKey::cluster(Kind::Node, "new");
+    let key = ObjectKey::cluster(Kind::Node, "worker9999");
     world.index.apply(Object::new(&key, json!({}))).unwrap();
     assert_eq!(world.run(), Vec::<String>::new());
 }
