@@ -273,13 +273,15 @@ impl Granter {
                 continue;
             };
             let is_current = grant.term == seen.record.term;
-            if wanted == Some(&grant.node) && is_current && !grant.is_withdrawn {
+            // A node gives back by itself what its gateway has no more, and may be wanted again.
+            let is_released = seen.has_released(*address, record.generation);
+            if wanted == Some(&grant.node) && is_current && !grant.is_withdrawn && !is_released {
                 continue;
             }
             if next == Some(&grant.node) && !is_current {
                 // The same node again cannot be a second owner.
                 steps.push(give(false));
-            } else if seen.has_released(*address, record.generation) {
+            } else if is_released {
                 steps.push(give(true));
             } else if grant.term < seen.record.term && now >= seen.older_terms_end {
                 steps.push(give(false));

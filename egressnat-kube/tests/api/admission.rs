@@ -7,7 +7,17 @@ use crate::server::Told;
 
 /// kubectl as the agent of a node; of no node, if there is none.
 fn as_agent(cluster: &Cluster, node: Option<&str>, arguments: &[&str], input: &str) -> Told {
-    let kubeconfig = cluster.kubeconfig("egressnat-agent", node, None);
+    as_account(cluster, "egressnat-agent", node, arguments, input)
+}
+
+fn as_account(
+    cluster: &Cluster,
+    account: &str,
+    node: Option<&str>,
+    arguments: &[&str],
+    input: &str,
+) -> Told {
+    let kubeconfig = cluster.kubeconfig(account, node, None);
     let kubeconfig = format!("--kubeconfig={}", kubeconfig.display());
     let arguments = [&[kubeconfig.as_str()], arguments].concat();
     cluster.server.kubectl_with(&arguments, input)
@@ -82,5 +92,26 @@ fn an_agent_makes_no_other_node_look_alive_and_says_nothing_for_it_e33() {
     );
     // Nobody else is concerned.
     let told = cluster.server.kubectl_with(&replace, &own);
+    assert!(told.is_success, "{}", told.stderr);
+}
+
+#[test]
+fn the_controller_touches_no_lock_of_another_program_e33() {
+    let cluster = Cluster::start();
+    let as_controller = |arguments: &[&str], object: &str| {
+        as_account(&cluster, "egressnat-controller", None, arguments, object)
+    };
+    let (create, replace) = (
+        ["create", "--filename", "-"],
+        ["replace", "--filename", "-"],
+    );
+    cluster.create(&serde_json::from_str(&lease("kube-scheduler", "another")).unwrap());
+    let told = as_controller(&replace, &lease("kube-scheduler", "egressnat"));
+    assert!(!told.is_success);
+    let text = "the controller may write egressnat-controller";
+    assert!(told.stderr.contains(text), "{}", told.stderr);
+    let told = as_controller(&create, &lease("egressnat-node-worker1", ""));
+    assert!(told.is_success, "{}", told.stderr);
+    let told = as_controller(&replace, &lease("egressnat-node-worker1", ""));
     assert!(told.is_success, "{}", told.stderr);
 }

@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use egressnat_core::{Decision, Failure, NodePlan, Report};
 use egressnat_kube::{
-    AgentConfig, ApiStore, ControllerConfig, Election, NoUplink, NodeDataplane, Pulse, StoreError,
-    StoreOutage, run_agent, run_controller,
+    AgentConfig, ApiStore, ControllerConfig, Election, NodeDataplane, Pulse, StoreError,
+    StoreOutage, Uplink, run_agent, run_controller,
 };
 use ipnet::IpNet;
 use serde_json::{Value, json};
@@ -105,11 +105,26 @@ struct Recording {
     again: Arc<Notify>,
 }
 
-impl NodeDataplane for Recording {
-    type Uplink = NoUplink;
+/// An uplink of which nobody knows a deadline, on a segment where all nodes answer.
+#[derive(Clone)]
+pub(crate) struct Neighborly;
 
-    fn uplink(&self) -> NoUplink {
-        NoUplink
+impl Uplink for Neighborly {
+    fn hold_until(&self, _: IpAddr, _: Instant) -> Result<(), Failure> {
+        Ok(())
+    }
+
+    async fn answers(&self, address: IpAddr, _: Duration) -> bool {
+        // Floating IPs of the tests begin at .99.
+        matches!(address, IpAddr::V4(address) if address.octets()[3] < 99)
+    }
+}
+
+impl NodeDataplane for Recording {
+    type Uplink = Neighborly;
+
+    fn uplink(&self) -> Neighborly {
+        Neighborly
     }
 
     fn found(&self) -> BTreeMap<IpAddr, Instant> {

@@ -13,7 +13,7 @@ fn the_accounts_may_do_nothing_that_they_do_not_need() {
         told.stdout.trim() == "yes"
     };
     let (controller, agent) = ("egressnat-controller", "egressnat-agent");
-    let refused: [(&str, &[&str]); 18] = [
+    let refused: [(&str, &[&str]); 19] = [
         (controller, &["list", "pods", "--all-namespaces"]),
         (controller, &["get", "secrets", "--namespace=kube-system"]),
         (controller, &["update", "nodes"]),
@@ -30,14 +30,8 @@ fn the_accounts_may_do_nothing_that_they_do_not_need() {
                 "--namespace=cluster-cluster1",
             ],
         ),
-        (
-            controller,
-            &[
-                "update",
-                "leases/egressnat-node-worker1",
-                "--namespace=kube-system",
-            ],
-        ),
+        (controller, &["delete", "leases", "--namespace=kube-system"]),
+        (controller, &["update", "leases", "--namespace=default"]),
         (controller, &["list", "leases", "--all-namespaces"]),
         (controller, &["patch", "egressnatpolicies"]),
         (controller, &["patch", "nodes", "--subresource=status"]),
