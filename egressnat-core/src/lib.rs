@@ -94,5 +94,5 @@ pub use gateway::{EffectiveGateways, effective_gateways};
 pub use model::Snapshot;
 pub use plan::{Decision, NodePlan, Planned, PolicySetId, Steering, plan_node};
 pub use policy::{EgressIps, ResolvedPolicy, resolve_policies};
-pub use report::{Failure, Report};
+pub use report::{Failure, Report, Resource, Restored};
 pub use verify::{Violation, verify_assignment, verify_node_plan};

@@ -3,6 +3,7 @@
 use alloc::collections::BTreeSet;
 use alloc::string::String;
 use alloc::vec::Vec;
+use core::fmt;
 use core::net::IpAddr;
 
 /// One object that could not be made as planned.
@@ -15,6 +16,57 @@ pub struct Failure {
     pub message: String,
 }
 
+/// What kinds of kernel objects a node has of ours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Resource {
+    /// An nftables table with its chains and rules.
+    Table,
+    /// A single range, mapping, pod, destination, peer or masquerade rule.
+    Entry,
+    /// An eBPF program on an interface.
+    Program,
+    /// The tunnel device.
+    Device,
+    /// A route.
+    Route,
+    /// An ip rule.
+    RoutingRule,
+    /// An address: a floating IP on the uplink, or the tunnel device's own.
+    Address,
+    /// A setting of the tunnel device.
+    Setting,
+}
+
+impl fmt::Display for Resource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Resource::Table => "table",
+            Resource::Entry => "entry",
+            Resource::Program => "program",
+            Resource::Device => "device",
+            Resource::Route => "route",
+            Resource::RoutingRule => "ip rule",
+            Resource::Address => "address",
+            Resource::Setting => "setting",
+        })
+    }
+}
+
+/// Something of ours that somebody else removed or altered, and that is right again.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Restored {
+    /// What kind of object.
+    pub resource: Resource,
+    /// Which: `steer on veth12ab`, `address 192.168.1.100`.
+    pub object: String,
+}
+
+impl fmt::Display for Restored {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.resource, self.object)
+    }
+}
+
 /// The outcome of applying a [`NodePlan`](crate::NodePlan): how much was written, and what is not as planned.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Report {
@@ -22,6 +74,8 @@ pub struct Report {
     pub changes: usize,
     /// The floating IPs that are in use on this node now: translated to, and answered for.
     pub floating_ips: BTreeSet<IpAddr>,
+    /// What somebody else had removed or altered since the last time, and is as planned again. It counts among the changes.
+    pub restored: Vec<Restored>,
     /// What could not be done; everything else was.
     pub failures: Vec<Failure>,
 }

@@ -9,15 +9,30 @@ use crate::config::Config;
 use crate::dataplane::chain;
 use crate::family::Family;
 use crate::network::Network;
-use crate::nft::{Fence, Ruleset};
+use crate::nft::{Fence, Owner, Ruleset};
 use crate::programs::remove_filters;
 
-/// Removes everything of ours from this namespace, whether an agent runs or not: programs, maps, ip rules, routes, tunnel
-/// device, floating IPs, tables. Running it again changes nothing.
+/// Removes everything of ours from this namespace, without an agent: programs, maps, ip rules, routes, tunnel
+/// device, floating IPs, tables. Running it again changes nothing. While an agent runs it removes nothing, and names the agent's
+/// process: the agent would bring everything back.
 ///
 /// Steering ends first and the tables go last, so that no packet leaves half translated in between.
 pub async fn cleanup(config: &Config) -> Report {
     let mut report = Report::default();
+    let owner = match Owner::open(config.table_ownership) {
+        Ok(owner) => owner.check_free().map(|()| owner),
+        Err(error) => Err(error),
+    };
+    let owner = match owner {
+        Ok(owner) => owner,
+        Err(error) => {
+            report.failures.push(Failure {
+                object: "the tables egressnat".to_owned(),
+                message: chain(&error),
+            });
+            return report;
+        }
+    };
     let mut note = |object: &str, outcome: Result<usize, String>| match outcome {
         Ok(changes) => report.changes += changes,
         Err(message) => report.failures.push(Failure {
@@ -49,14 +64,14 @@ pub async fn cleanup(config: &Config) -> Report {
     for family in Family::ALL {
         note(
             Ruleset::name(family),
-            Ruleset::remove(family)
+            Ruleset::remove(&owner, family)
                 .map(usize::from)
                 .map_err(|error| chain(&error)),
         );
     }
     note(
         "table arp egressnat",
-        Fence::remove()
+        Fence::remove(&owner)
             .map(usize::from)
             .map_err(|error| chain(&error)),
     );

@@ -29,6 +29,8 @@ pub struct Config {
     pub attachment: Attachment,
     /// How the network is asked before a floating IP is taken.
     pub probes: Probes,
+    /// Who may change the nftables tables while the packet path is open.
+    pub table_ownership: TableOwnership,
 }
 
 /// How long the floating IPs of a plan may be used.
@@ -39,6 +41,16 @@ pub enum FloatingIpUse {
     Unlimited,
     /// Until the deadline that [`Deadlines`](crate::Deadlines) gives them; they are silent before they have one.
     UntilDeadline,
+}
+
+/// Who may change our nftables tables while the packet path is open.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum TableOwnership {
+    /// Nobody else, where the kernel can see to that: from Linux 6.9. `nft flush ruleset` then leaves them alone.
+    #[default]
+    WherePossible,
+    /// Everybody, as with any table: what others change is found and undone.
+    Never,
 }
 
 impl Default for Config {
@@ -56,6 +68,7 @@ impl Default for Config {
             max_pods: 65_536,
             attachment: Attachment::Automatic,
             probes: Probes::default(),
+            table_ownership: TableOwnership::default(),
         }
     }
 }

@@ -3,12 +3,13 @@
 mod applicable;
 mod change;
 mod claims;
+mod restoration;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use egressnat_core::gateway::EgressId;
-use egressnat_core::{Failure, NodePlan, PolicySetId, Report, Steering, diff};
+use egressnat_core::{Failure, NodePlan, PolicySetId, Report, Resource, Restored, Steering, diff};
 use thiserror::Error;
 
 use crate::announce::{AnnounceError, Announcer};
@@ -22,13 +23,14 @@ use crate::handover::HandoverQueue;
 use crate::lock::{Lock, LockError};
 use crate::maps::{DROP, FORWARD, KEEP, Maps};
 use crate::network::{Network, NetworkError, Uplink, forwarding, ipv6};
-use crate::nft::{Counter, Fence, NftError, Ruleset, SetName};
+use crate::nft::{Counter, Events, Fence, NftError, Ruleset, SetName, SharedOwner};
 use crate::ports::{PodInterfaces, Ports};
 use crate::probe::{Mac, Prober};
 use crate::programs::{Counters, Hook, Programs, ProgramsError, check_bpffs};
 use crate::redecide::{affected_pods, forget_stale};
 use crate::segment::Segment;
 use applicable::{applicable, asks_for, missed};
+use restoration::Restoration;
 
 /// The packet path could not be put in place at all.
 #[derive(Debug, Error)]
@@ -67,6 +69,7 @@ pub enum OpenError {
 /// 5.18; from 6.6 on programs are attached by TCX, and deadlines of floating IPs take 6.3.
 pub struct Dataplane {
     config: Config,
+    nft: SharedOwner,
     network: Network,
     ports: Ports,
     uplink: Uplink,
@@ -79,6 +82,12 @@ pub struct Dataplane {
     steered: BTreeSet<u32>,
     /// Those with a table: IPv4, and IPv6 since a plan first asked for it.
     families: BTreeSet<Family>,
+    /// Index of the tunnel device.
+    tunnel: u32,
+    /// What others do to our tables.
+    table_events: Option<Events>,
+    /// By which what others did is told from what the plan changed.
+    restoration: Restoration,
     /// For as long as this lives, nobody else changes the packet path.
     _lock: Lock,
     /// Objects written while opening, for the next report.
@@ -98,11 +107,12 @@ impl Dataplane {
         check_bpffs(&config.bpffs)?;
         let lock = Lock::take(&config.pin_root()).await?;
         let (mut programs, mut maps) = Programs::load(&config)?;
-        let mut opened =
-            usize::from(Ruleset::new(Family::Ipv4, config.mark, config.tunnel_port).ensure()?);
-        let (tunnel, changes) = network.ensure_tunnel(&config, &uplink).await?;
-        opened += changes;
+        let nft = SharedOwner::open(config.table_ownership)?;
+        let ruleset = Ruleset::new(Family::Ipv4, config.mark, config.tunnel_port);
+        let mut opened = usize::from(ruleset.ensure(&mut nft.lock())?);
         let mut families = BTreeSet::from([Family::Ipv4]);
+        let (tunnel, changes) = network.ensure_tunnel(&config, &uplink).await?;
+        opened += changes.len();
         opened += usize::from(network.follow_mtu(&config, &mut uplink, &families).await?);
         if Ruleset::is_present(Family::Ipv6)? {
             families.insert(Family::Ipv6);
@@ -122,12 +132,14 @@ impl Dataplane {
                 None => programs.detach_steer(ifindex)?,
             }
         }
+        let table_events = nft.lock().events()?;
         let egress = EgressTable::read(&mut maps, config.mark)?;
         let announcer = Announcer::open(uplink.index, uplink.mac)?;
         let handover = HandoverQueue::of(&uplink.name);
         let prober = Prober::open(uplink.index, uplink.mac)?;
         Ok(Self {
             config,
+            nft,
             network,
             ports: Ports::open()?,
             uplink,
@@ -139,6 +151,9 @@ impl Dataplane {
             prober,
             steered,
             families,
+            tunnel,
+            table_events,
+            restoration: Restoration::default(),
             _lock: lock,
             opened,
         })
@@ -171,7 +186,7 @@ impl Dataplane {
 
     /// The deadlines of floating IPs, to be moved also while a plan is being applied.
     pub fn deadlines(&self) -> Deadlines {
-        Deadlines::new(self.config.mark, self.config.tunnel_port)
+        Deadlines::new(self.nft.clone(), self.config.mark, self.config.tunnel_port)
     }
 
     /// The other hosts on the uplink's segment, to be asked also while a plan is being applied.
@@ -180,15 +195,36 @@ impl Dataplane {
         Segment::new(self.prober.ears(), neighbors)
     }
 
-    /// Waits until links, addresses, routes or rules of the namespace changed, so that the plan wants to be applied again.
+    /// Waits until the plan wants to be applied again: links, addresses, routes or rules of the namespace changed, or somebody
+    /// touched what is ours. What the kernel tells nobody, such as a program that is taken off an interface, is looked for
+    /// twice a second.
     ///
     /// Cancel safe.
     pub async fn changed(&mut self) {
-        tokio::select! {
-            () = self.network.changed() => {}
-            () = self.ports.changed() => {}
-            () = self.prober.changed() => {}
+        loop {
+            let tables = async {
+                match &mut self.table_events {
+                    Some(events) => events.changed().await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = self.network.changed() => return,
+                () = self.ports.changed() => return,
+                () = self.prober.changed() => return,
+                () = tables => return,
+                () = self.restoration.audit_is_due() => {
+                    if !self.is_in_place() {
+                        return;
+                    }
+                }
+            }
         }
+    }
+
+    /// How much others removed or altered and this brought back, by kind, since it was opened.
+    pub fn restored(&self) -> &BTreeMap<Resource, u64> {
+        self.restoration.counts()
     }
 
     /// Makes the kernel equal `plan`, as far as it goes. What could not be done is in the report; all else was done.
@@ -234,7 +270,7 @@ impl Dataplane {
             }
         }
         let changes = diff(&observed, &desired);
-        self.change(&changes, routes, &mut report).await;
+        let undone = self.change(&changes, routes, &mut report).await;
         // The guard is there, and holds until each pod has its program: the kernel takes some milliseconds for each.
         self.attach_steering(&desired, &interfaces, &mut report)
             .await;
@@ -251,6 +287,13 @@ impl Dataplane {
             Err(error) => fail(&mut report, "floating IPs", &error),
         }
         self.tell_claims(needed, &mut report).await;
+        self.restoration.finish(
+            desired,
+            interfaces.by_address,
+            &changes,
+            undone,
+            &mut report,
+        );
         report
     }
 
@@ -271,28 +314,39 @@ impl Dataplane {
     /// Brings back what others removed: the tables, the tunnel device, its rules and routes. Makes what is of IPv6 once a plan
     /// asks for it.
     async fn ensure(&mut self, plan: &NodePlan, report: &mut Report) {
-        match self.ruleset(Family::Ipv4).ensure() {
-            Ok(made) => report.changes += usize::from(made),
+        match self.ruleset(Family::Ipv4).ensure(&mut self.nft.lock()) {
+            Ok(made) => wrote(report, made, Resource::Table, "ip egressnat"),
             Err(error) => fail(report, Ruleset::name(Family::Ipv4), &error),
         }
+        let ipv6_before = self.families.contains(&Family::Ipv6);
         self.ensure_ipv6_table(plan, report);
+        match Fence::repair(&mut self.nft.lock()) {
+            Ok(made) => wrote(report, made, Resource::Table, "arp egressnat"),
+            Err(error) => fail(report, "table arp egressnat", &error),
+        }
         match self.network.ensure_tunnel(&self.config, &self.uplink).await {
             Ok((index, changes)) => {
-                report.changes += changes;
+                self.tunnel = index;
+                let is_right = changes.is_empty();
+                report.changes += changes.len();
+                report.restored.extend(changes);
                 if self.families.contains(&Family::Ipv6) {
-                    let ensured = self.network.ensure_ipv6(&self.config, index).await;
-                    match ensured {
-                        Ok(changes) => report.changes += changes,
-                        Err(error) => fail(report, "the tunnel's way for IPv6", &error),
-                    }
+                    self.ensure_ipv6_way(ipv6_before, report).await;
                 }
                 let name = &self.config.tunnel_device;
                 for hook in [Hook::Encap, Hook::Decap] {
-                    if changes == 0 && self.programs.is_attached(hook, index) {
+                    if is_right && self.programs.is_attached(hook, index) {
                         continue;
                     }
                     match self.programs.attach(hook, name, index) {
-                        Ok(made) => report.changes += usize::from(made),
+                        Ok(made) => {
+                            wrote(
+                                report,
+                                made,
+                                Resource::Program,
+                                &format!("{hook} on {name}"),
+                            );
+                        }
                         Err(error) => fail(report, name, &error),
                     }
                 }
@@ -312,7 +366,8 @@ impl Dataplane {
     /// The table of IPv6, on nodes that speak it: with it, the family is applied. Nodes that do not speak it carry IPv4 all the
     /// same.
     fn ensure_ipv6_table(&mut self, plan: &NodePlan, report: &mut Report) {
-        if !self.families.contains(&Family::Ipv6) && !asks_for(plan, Family::Ipv6) {
+        let was_there = self.families.contains(&Family::Ipv6);
+        if !was_there && !asks_for(plan, Family::Ipv6) {
             return;
         }
         if let Err(reason) = ipv6() {
@@ -325,15 +380,28 @@ impl Dataplane {
                 }));
             return;
         }
-        match self.ruleset(Family::Ipv6).ensure() {
-            Ok(made) => {
-                report.changes += usize::from(made);
-                self.families.insert(Family::Ipv6);
-            }
+        match self.ruleset(Family::Ipv6).ensure(&mut self.nft.lock()) {
+            // Made for the first time, it is not restored.
+            Ok(made) if was_there => wrote(report, made, Resource::Table, "ip6 egressnat"),
+            Ok(made) => report.changes += usize::from(made),
             Err(error) => {
                 self.families.remove(&Family::Ipv6);
-                fail(report, Ruleset::name(Family::Ipv6), &error);
+                return fail(report, Ruleset::name(Family::Ipv6), &error);
             }
+        }
+        self.families.insert(Family::Ipv6);
+    }
+
+    /// The tunnel's way for IPv6. Made for the first time, it is not restored.
+    async fn ensure_ipv6_way(&mut self, was_there: bool, report: &mut Report) {
+        match self.network.ensure_ipv6(&self.config, self.tunnel).await {
+            Ok(changes) => {
+                report.changes += changes.len();
+                if was_there {
+                    report.restored.extend(changes);
+                }
+            }
+            Err(error) => fail(report, "the tunnel's way for IPv6", &error),
         }
     }
 
@@ -365,10 +433,15 @@ impl Dataplane {
             let Some(name) = interfaces.names.get(&ifindex) else {
                 continue;
             };
-            if self.steered.contains(&ifindex) && self.programs.is_attached(Hook::Steer, ifindex) {
+            let was_steered = self.steered.contains(&ifindex);
+            if was_steered && self.programs.is_attached(Hook::Steer, ifindex) {
                 continue;
             }
             match self.programs.attach(Hook::Steer, name, ifindex) {
+                Ok(made) if was_steered => {
+                    let object = format!("{} on {name}", Hook::Steer);
+                    wrote(report, made, Resource::Program, &object);
+                }
                 Ok(made) => {
                     report.changes += usize::from(made);
                     self.steered.insert(ifindex);
@@ -490,6 +563,15 @@ pub(crate) enum ObserveError {
         "egress IP {0} has no index on this node: at most as many are possible as the mark mask has room for"
     )]
     NoEgressIndex(IpAddr),
+}
+
+/// Notes what is always there, and had to be made anew.
+fn wrote(report: &mut Report, made: bool, resource: Resource, object: &str) {
+    if made {
+        let object = object.to_owned();
+        report.changes += 1;
+        report.restored.push(Restored { resource, object });
+    }
 }
 
 /// Notes a failure with everything that led to it.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::family::Family;
 use crate::mark::MarkMask;
-use crate::nft::{Fence, NftError, Ruleset};
+use crate::nft::{Fence, NftError, Ruleset, SharedOwner};
 
 /// How long writing a deadline may take: by so much the kernel's is earlier, so that it is never later.
 const MARGIN: Duration = Duration::from_millis(100);
@@ -23,13 +23,18 @@ const MARGIN: Duration = Duration::from_millis(100);
 /// 6.3, with tables of family arp.
 #[derive(Debug, Clone)]
 pub struct Deadlines {
+    nft: SharedOwner,
     mark: MarkMask,
     tunnel_port: u16,
 }
 
 impl Deadlines {
-    pub(crate) fn new(mark: MarkMask, tunnel_port: u16) -> Self {
-        Self { mark, tunnel_port }
+    pub(crate) fn new(nft: SharedOwner, mark: MarkMask, tunnel_port: u16) -> Self {
+        Self {
+            nft,
+            mark,
+            tunnel_port,
+        }
     }
 
     /// Lets this node use a floating IP until `deadline` and no longer. Called again it moves the deadline, without a gap for packets;
@@ -44,12 +49,13 @@ impl Deadlines {
     pub fn hold_until(&self, address: IpAddr, deadline: Instant) -> Result<(), NftError> {
         let family = Family::of(address);
         if !Ruleset::is_present(family)? {
-            Ruleset::new(family, self.mark, self.tunnel_port).ensure()?;
+            let ruleset = Ruleset::new(family, self.mark, self.tunnel_port);
+            ruleset.ensure(&mut self.nft.lock())?;
         }
         loop {
             let start = Instant::now();
             let left = deadline.saturating_duration_since(start + MARGIN);
-            Fence::hold(address, left)?;
+            Fence::hold(&mut self.nft.lock(), address, left)?;
             // The kernel counts from when it got it: had we been frozen on the way, that would be too long.
             if left.is_zero() || start.elapsed() <= MARGIN {
                 return Ok(());

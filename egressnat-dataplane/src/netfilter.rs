@@ -40,7 +40,7 @@ pub(crate) struct Message {
 }
 
 impl Message {
-    fn new(bytes: &[u8]) -> Self {
+    pub(crate) fn new(bytes: &[u8]) -> Self {
         let word = |chunk: &[u8]| {
             let mut word = [0; 4];
             word[..chunk.len()].copy_from_slice(chunk);
@@ -119,6 +119,8 @@ pub(crate) struct Header {
     length: usize,
     pub(crate) kind: u16,
     flags: u16,
+    /// Of the socket that asked for what the message tells.
+    pub(crate) port: u32,
 }
 
 impl Header {
@@ -130,6 +132,7 @@ impl Header {
             length: (length as usize).max(HEADER),
             kind: u16::from_ne_bytes([header[4], header[5]]),
             flags: u16::from_ne_bytes([header[6], header[7]]),
+            port: u32::from_ne_bytes([header[12], header[13], header[14], header[15]]),
         })
     }
 
@@ -139,7 +142,7 @@ impl Header {
         code.map_or(0, |code| i32::from_ne_bytes(*code))
     }
 
-    fn message<'a>(&self, bytes: &'a [u8]) -> &'a [u8] {
+    pub(crate) fn message<'a>(&self, bytes: &'a [u8]) -> &'a [u8] {
         &bytes[..self.length.min(bytes.len())]
     }
 

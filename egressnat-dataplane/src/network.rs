@@ -30,6 +30,7 @@ use crate::family::Family;
 
 pub(crate) use neighbor::Neighbors;
 pub(crate) use sysctl::{forwarding, ipv6};
+pub(crate) use tunnel::is_tunnel_set;
 
 /// `IFA_PROTO` of our addresses: by it we know them again. The kernel names 1 to 3; the others are free to use.
 const ADDRESS_PROTOCOL: u8 = 119;

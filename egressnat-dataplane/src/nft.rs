@@ -4,15 +4,22 @@
 
 mod batch;
 mod counter;
+mod events;
 mod expr;
 mod fence;
+mod inventory;
 mod masquerade;
+mod owner;
 mod query;
 mod ruleset;
 mod set;
+mod table;
 
 pub use batch::NftError;
 pub(crate) use counter::Counter;
+pub(crate) use events::Events;
 pub(crate) use fence::Fence;
+pub use owner::Process;
+pub(crate) use owner::{Owner, SharedOwner};
 pub(crate) use ruleset::Ruleset;
 pub(crate) use set::{Elements, SetName};

@@ -257,6 +257,13 @@ impl<U: Uplink> Agent<U> {
         let is_held = |address: &IpAddr| assignment.nodes.contains_key(address);
         let meanings = self.index.meanings(&snapshot.policies, &resolved, is_held);
         self.reporter.tell(&planned, &report, &meanings);
+        for restored in &report.restored {
+            tracing::warn!(
+                resource = %restored.resource,
+                object = restored.object,
+                "somebody else removed or altered it: restored"
+            );
+        }
         for failure in report
             .failures
             .iter()

@@ -38,7 +38,7 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Removes everything of egressnat from the node's kernel, whether an agent runs or not.
+    /// Removes everything of egressnat from the node's kernel, once no agent runs there.
     Cleanup(Host),
 }
 

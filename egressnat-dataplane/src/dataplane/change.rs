@@ -1,6 +1,6 @@
 //! Making single changes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Instant;
 
@@ -14,57 +14,71 @@ use crate::config::FloatingIpUse;
 use crate::conntrack::forget_seen_as;
 use crate::family::Family;
 use crate::maps::{DROP, FORWARD, KEEP, PodEntry, map_error};
-use crate::nft::{Elements, Fence, NftError, Ruleset, SetName};
+use crate::nft::{Elements, Fence, NftError, Owner, Ruleset, SetName};
 use crate::programs::ProgramsError;
 
 impl Dataplane {
-    /// Makes all changes, each failure told and the others made all the same.
+    /// Makes all changes, each failure told and the others made all the same. Returns those that could not be made.
     pub(super) async fn change(
         &mut self,
         changes: &[Change],
         routes: &BTreeMap<IpAddr, u32>,
         report: &mut Report,
-    ) {
+    ) -> BTreeSet<Change> {
+        let mut undone = BTreeSet::new();
         let mut nft = NftChanges::default();
         for change in changes {
             nft.take(change);
         }
-        nft.commit(report);
+        if nft.commit(&self.nft.lock(), report) == Commit::Failed {
+            undone.extend(changes.iter().copied().filter(is_of_table));
+        }
         // Last, so that nothing waits until the network was asked, and what goes away is gone by then.
         let (addresses, others): (Vec<Change>, Vec<Change>) = changes
             .iter()
             .partition(|change| matches!(change, Change::AddAddress(_)));
-        self.change_each(&others, routes, report).await;
+        undone.extend(self.change_each(&others, routes, report).await);
         let contested = self.ask_for(&addresses, report).await;
         let free: Vec<Change> = addresses
             .into_iter()
             .filter(|change| !contested.contains(change))
             .collect();
-        self.change_each(&free, routes, report).await;
+        undone.extend(self.change_each(&free, routes, report).await);
+        undone.extend(contested);
+        undone
     }
 
+    /// Makes changes one by one. Returns those that could not be made.
     async fn change_each(
         &mut self,
         changes: &[Change],
         routes: &BTreeMap<IpAddr, u32>,
         report: &mut Report,
-    ) {
+    ) -> BTreeSet<Change> {
+        let mut undone = BTreeSet::new();
         let mut crowded = Vec::new();
         for change in changes {
             match self.change_one(change, routes).await {
                 Ok(Written::Yes) => report.changes += 1,
                 Ok(Written::No) => {}
                 Err(ObserveError::Programs(ProgramsError::Full { .. })) => crowded.push(change),
-                Err(error) => fail(report, &change.to_string(), &error),
+                Err(error) => {
+                    fail(report, &change.to_string(), &error);
+                    undone.insert(*change);
+                }
             }
         }
         // What goes made room meanwhile.
         for change in crowded {
             match self.change_one(change, routes).await {
                 Ok(_) => report.changes += 1,
-                Err(error) => fail(report, &change.to_string(), &error),
+                Err(error) => {
+                    fail(report, &change.to_string(), &error);
+                    undone.insert(*change);
+                }
             }
         }
+        undone
     }
 
     async fn change_one(
@@ -166,6 +180,7 @@ impl Dataplane {
         let mapping = none().mapping(mark, address);
         let floating = Elements::of(family, SetName::FloatingIps).address(address);
         Ruleset::change(
+            &self.nft.lock(),
             &[stale],
             &[mapping, floating],
             &format!("snat to {address}"),
@@ -194,11 +209,12 @@ impl Dataplane {
             floating = floating.address(address);
         }
         Ruleset::change(
+            &self.nft.lock(),
             &[mapping, floating],
             &[],
             &format!("the end of snat to {address}"),
         )?;
-        Ok(Fence::release(address)?)
+        Ok(Fence::release(&self.nft.lock(), address)?)
     }
 }
 
@@ -208,8 +224,23 @@ enum Written {
     No,
 }
 
+/// What became of the batches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Commit {
+    Whole,
+    /// At least one was refused.
+    Failed,
+}
+
+/// Whether a change is made in the table as a whole.
+fn is_of_table(change: &Change) -> bool {
+    let mut nft = NftChanges::default();
+    nft.take(change);
+    nft != NftChanges::default()
+}
+
 /// What comes and goes in the table as a whole, whatever is done about single pods and addresses.
-#[derive(Default)]
+#[derive(Default, PartialEq)]
 struct NftChanges {
     internal_ranges: RangeChange,
     guard_ranges: RangeChange,
@@ -238,16 +269,20 @@ impl NftChanges {
     /// In the order of the changes: inside of the cluster nothing is guarded or masqueraded, the guard is there before pods
     /// are, and the rules are there before what they are about. What goes from a set goes in the same batch as what comes:
     /// the kernel refuses ranges that overlap, even for an instant.
-    fn commit(self, report: &mut Report) {
-        let mut note = |object: &str, outcome: Result<usize, NftError>| match outcome {
+    fn commit(self, owner: &Owner, report: &mut Report) -> Commit {
+        let mut outcome = Commit::Whole;
+        let mut note = |object: &str, written: Result<usize, NftError>| match written {
             Ok(written) => report.changes += written,
-            Err(error) => fail(report, object, &error),
+            Err(error) => {
+                fail(report, object, &error);
+                outcome = Commit::Failed;
+            }
         };
-        let internal_ranges = self.internal_ranges.commit(SetName::InternalRanges);
+        let internal_ranges = self.internal_ranges.commit(owner, SetName::InternalRanges);
         note("internal ranges", internal_ranges);
         note(
             "guard ranges",
-            self.guard_ranges.commit(SetName::GuardRanges),
+            self.guard_ranges.commit(owner, SetName::GuardRanges),
         );
         for family in Family::ALL {
             let is_of = |rule: &MasqueradeMatch| Family::of_range(&rule.destination) == family;
@@ -255,23 +290,27 @@ impl NftChanges {
             set.retain(|rule, _| is_of(rule));
             let mut removed = self.not_masquerade.clone();
             removed.retain(is_of);
-            let masquerade = Ruleset::change_masquerade(family, &set, &removed);
+            let masquerade = Ruleset::change_masquerade(owner, family, &set, &removed);
             let rules = set.len() + removed.len();
             note("masquerade rules", masquerade.map(|()| rules));
         }
-        note("pod ranges", self.pod_ranges.commit(SetName::PodRanges));
+        note(
+            "pod ranges",
+            self.pod_ranges.commit(owner, SetName::PodRanges),
+        );
+        outcome
     }
 }
 
 /// The ranges that come and go in one set.
-#[derive(Default)]
+#[derive(Default, PartialEq)]
 struct RangeChange {
     removed: Vec<IpNet>,
     added: Vec<IpNet>,
 }
 
 impl RangeChange {
-    fn commit(self, set: SetName) -> Result<usize, NftError> {
+    fn commit(self, owner: &Owner, set: SetName) -> Result<usize, NftError> {
         if self.removed.is_empty() && self.added.is_empty() {
             return Ok(0);
         }
@@ -285,6 +324,7 @@ impl RangeChange {
             })
         };
         Ruleset::change(
+            owner,
             &elements(&self.removed),
             &elements(&self.added),
             &format!("ranges of {set:?}"),

@@ -2,15 +2,20 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use egressnat_core::{Resource, Restored};
 use futures::TryStreamExt;
 use ipnet::{IpNet, Ipv4Net};
 use netlink_packet_route::AddressFamily;
-use netlink_packet_route::link::{InfoData, InfoVxlan, LinkAttribute, LinkInfo, LinkMessage};
-use netlink_packet_route::route::{RouteMessage, RouteScope};
+use netlink_packet_route::link::{
+    InfoData, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+};
+use netlink_packet_route::route::{RouteAttribute, RouteMessage, RouteScope};
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
-use rtnetlink::{IpVersion, LinkVxlan, RouteMessageBuilder};
+use rtnetlink::{IpVersion, LinkMessageBuilder, LinkUnspec, LinkVxlan, RouteMessageBuilder};
 
-use super::{Network, NetworkError, Uplink, failed, is_ours, mtu, network_of, sysctl, table_of};
+use super::{
+    Network, NetworkError, Uplink, failed, interface_of, is_ours, mtu, network_of, sysctl, table_of,
+};
 use crate::config::Config;
 use crate::family::Family;
 use crate::handover;
@@ -20,20 +25,32 @@ use crate::handover;
 const TUNNEL_ADDRESS: Ipv4Addr = Ipv4Addr::new(169, 254, 119, 119);
 
 impl Network {
-    /// Makes the tunnel device with its address, and IPv4's rule and route, as far as they are not there. Returns the
-    /// device's index and how many objects were written.
+    /// Makes the tunnel device with its address, and IPv4's rule and route, as far as they are not there and right. Returns its
+    /// index and what was written.
     pub(crate) async fn ensure_tunnel(
         &self,
         config: &Config,
         uplink: &Uplink,
-    ) -> Result<(u32, usize), NetworkError> {
+    ) -> Result<(u32, Vec<Restored>), NetworkError> {
         let name = config.tunnel_device.as_str();
-        let mut changes = 0;
+        let mut changes = Vec::new();
+        let mut note = |resource, object: String| changes.push(Restored { resource, object });
         let index = match self.link(name).await? {
-            Some(link) if is_tunnel(&link, config.tunnel_port) => link.header.index,
+            Some(link) if is_tunnel(&link, config.tunnel_port) => {
+                let index = link.header.index;
+                if !link.header.flags.contains(LinkFlags::Up) {
+                    let up = LinkMessageBuilder::<LinkUnspec>::default()
+                        .index(index)
+                        .up();
+                    let set = self.handle.link().set(up.build()).execute().await;
+                    set.map_err(failed(format!("set {name} up")))?;
+                    note(Resource::Device, format!("{name}, which was down"));
+                }
+                index
+            }
             Some(_) => return Err(NetworkError::ForeignDevice(name.to_owned())),
             None => {
-                changes += 1;
+                note(Resource::Device, name.to_owned());
                 self.add_tunnel_device(config, uplink).await?
             }
         };
@@ -51,25 +68,33 @@ impl Network {
             add.execute()
                 .await
                 .map_err(failed(format!("add address {TUNNEL_ADDRESS}/32 to {name}")))?;
-            changes += 1;
+            note(Resource::Address, format!("{TUNNEL_ADDRESS} on {name}"));
         }
         // What comes out of the tunnel has a source that routes elsewhere.
-        let setting = format!("/proc/sys/net/ipv4/conf/{name}/rp_filter");
-        changes += usize::from(sysctl::set(&setting, "2")?);
-        changes += self.ensure_way(config, Family::Ipv4, index).await?;
+        let setting = rp_filter_of(config);
+        if sysctl::set(&setting, LENIENT)? {
+            note(Resource::Setting, setting);
+        }
+        changes.extend(self.ensure_way(config, Family::Ipv4, index).await?);
         Ok((index, changes))
     }
 
-    /// Gets the tunnel device ready for IPv6, with rule and route, as far as it is not. Returns how many objects were written.
+    /// Gets the tunnel device ready for IPv6, with rule and route, as far as it is not. Returns what was written.
     pub(crate) async fn ensure_ipv6(
         &self,
         config: &Config,
         tunnel: u32,
-    ) -> Result<usize, NetworkError> {
-        let name = &config.tunnel_device;
-        let setting = format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6");
-        let set = usize::from(sysctl::set(&setting, "0")?);
-        Ok(set + self.ensure_way(config, Family::Ipv6, tunnel).await?)
+    ) -> Result<Vec<Restored>, NetworkError> {
+        let mut changes = Vec::new();
+        let setting = disable_ipv6_of(config);
+        if sysctl::set(&setting, "0")? {
+            changes.push(Restored {
+                resource: Resource::Setting,
+                object: setting,
+            });
+        }
+        changes.extend(self.ensure_way(config, Family::Ipv6, tunnel).await?);
+        Ok(changes)
     }
 
     /// A route into the tunnel, and the rule that leads to it.
@@ -78,9 +103,17 @@ impl Network {
         config: &Config,
         family: Family,
         tunnel: u32,
-    ) -> Result<usize, NetworkError> {
-        let route = self.ensure_route(config, family, tunnel).await?;
-        Ok(route + self.ensure_rule(config, family).await?)
+    ) -> Result<Vec<Restored>, NetworkError> {
+        let mut changes = self.ensure_route(config, family, tunnel).await?;
+        let rules = self.our_rules(config, family).await?;
+        if !rules.iter().any(|rule| is_right(rule, config)) {
+            self.add_rule(config, family).await?;
+            changes.push(Restored {
+                resource: Resource::RoutingRule,
+                object: format!("of {family} to table {}", config.route_table),
+            });
+        }
+        Ok(changes)
     }
 
     async fn ensure_route(
@@ -88,36 +121,54 @@ impl Network {
         config: &Config,
         family: Family,
         tunnel: u32,
-    ) -> Result<usize, NetworkError> {
-        let in_our_table = |route: &RouteMessage| table_of(route) == config.route_table;
-        if self.routes(family).await?.iter().any(in_our_table) {
-            return Ok(0);
-        }
-        let route = match family {
-            Family::Ipv4 => RouteMessageBuilder::<Ipv4Addr>::new()
-                .destination_prefix(Ipv4Addr::UNSPECIFIED, 0)
-                .output_interface(tunnel)
-                .scope(RouteScope::Link)
-                .table_id(config.route_table)
-                .build(),
-            Family::Ipv6 => RouteMessageBuilder::<Ipv6Addr>::new()
-                .destination_prefix(Ipv6Addr::UNSPECIFIED, 0)
-                .output_interface(tunnel)
-                .table_id(config.route_table)
-                .build(),
+    ) -> Result<Vec<Restored>, NetworkError> {
+        let mut changes = Vec::new();
+        let mut note = |object| {
+            changes.push(Restored {
+                resource: Resource::Route,
+                object,
+            });
         };
-        let added = self.handle.route().add(route).execute().await;
-        added.map_err(failed(format!(
-            "add the {family} default route of table {}",
-            config.route_table
-        )))?;
-        Ok(1)
+        let table = config.route_table;
+        // The table is ours: a route of somebody else would lead packets past the tunnel.
+        let mut has_route = false;
+        for route in self.routes(family).await? {
+            if table_of(&route) != table {
+                continue;
+            }
+            let is_default = route.header.destination_prefix_length == 0;
+            if is_default && interface_of(&route) == Some(tunnel) && !has_gateway(&route) {
+                has_route = true;
+                continue;
+            }
+            let removed = self.handle.route().del(route).execute().await;
+            removed.map_err(failed(format!("remove a foreign route of table {table}")))?;
+            note(format!("table {table}, which had a foreign route"));
+        }
+        if !has_route {
+            let route = match family {
+                Family::Ipv4 => RouteMessageBuilder::<Ipv4Addr>::new()
+                    .destination_prefix(Ipv4Addr::UNSPECIFIED, 0)
+                    .output_interface(tunnel)
+                    .scope(RouteScope::Link)
+                    .table_id(table)
+                    .build(),
+                Family::Ipv6 => RouteMessageBuilder::<Ipv6Addr>::new()
+                    .destination_prefix(Ipv6Addr::UNSPECIFIED, 0)
+                    .output_interface(tunnel)
+                    .table_id(table)
+                    .build(),
+            };
+            let added = self.handle.route().add(route).execute().await;
+            added.map_err(failed(format!(
+                "add the {family} default route of table {table}"
+            )))?;
+            note(format!("the {family} default of table {table}"));
+        }
+        Ok(changes)
     }
 
-    async fn ensure_rule(&self, config: &Config, family: Family) -> Result<usize, NetworkError> {
-        if !self.our_rules(config, family).await?.is_empty() {
-            return Ok(0);
-        }
+    async fn add_rule(&self, config: &Config, family: Family) -> Result<(), NetworkError> {
         let mark = config.mark.tunnel();
         let mut rule = self
             .handle
@@ -137,8 +188,7 @@ impl Network {
         added.map_err(failed(format!(
             "add the {family} rule to table {}",
             config.route_table
-        )))?;
-        Ok(1)
+        )))
     }
 
     async fn add_tunnel_device(
@@ -232,6 +282,40 @@ impl Network {
     }
 }
 
+fn has_gateway(route: &RouteMessage) -> bool {
+    let is_gateway = |attribute: &RouteAttribute| {
+        matches!(
+            attribute,
+            RouteAttribute::Gateway(_) | RouteAttribute::Via(_) | RouteAttribute::MultiPath(_)
+        )
+    };
+    route.attributes.iter().any(is_gateway)
+}
+
+/// Whether a rule leads all packets with our mark, and no others, to our table.
+fn is_right(rule: &RuleMessage, config: &Config) -> bool {
+    let mark = config.mark.tunnel();
+    let has = |attribute: RuleAttribute| rule.attributes.contains(&attribute);
+    let narrows = |attribute: &RuleAttribute| {
+        matches!(
+            attribute,
+            RuleAttribute::Source(_)
+                | RuleAttribute::Destination(_)
+                | RuleAttribute::Iifname(_)
+                | RuleAttribute::Oifname(_)
+                | RuleAttribute::IpProtocol(_)
+                | RuleAttribute::SourcePortRange(_)
+                | RuleAttribute::DestinationPortRange(_)
+                | RuleAttribute::UidRange(_)
+        )
+    };
+    rule.header.action == RuleAction::ToTable
+        && has(RuleAttribute::FwMark(mark))
+        && has(RuleAttribute::FwMask(mark))
+        && has(RuleAttribute::Priority(config.rule_priority))
+        && !rule.attributes.iter().any(narrows)
+}
+
 fn is_tunnel(link: &LinkMessage, tunnel_port: u16) -> bool {
     let infos = link
         .attributes
@@ -255,4 +339,29 @@ fn tunnel_mac(uplink: [u8; 6]) -> [u8; 6] {
     let mut mac = uplink;
     mac[0] = (mac[0] ^ 0x02) & !0x01;
     mac
+}
+
+/// Lets packets in whose source routes elsewhere.
+const LENIENT: &str = "2";
+
+fn rp_filter_of(config: &Config) -> String {
+    format!("/proc/sys/net/ipv4/conf/{}/rp_filter", config.tunnel_device)
+}
+
+fn disable_ipv6_of(config: &Config) -> String {
+    format!(
+        "/proc/sys/net/ipv6/conf/{}/disable_ipv6",
+        config.tunnel_device
+    )
+}
+
+/// Whether the tunnel device has the settings of a family that it was given. Nobody tells when they change.
+pub(crate) fn is_tunnel_set(config: &Config, uplink: &Uplink, family: Family) -> bool {
+    match family {
+        Family::Ipv4 => sysctl::is(&rp_filter_of(config), LENIENT),
+        Family::Ipv6 => {
+            sysctl::is(&disable_ipv6_of(config), "0")
+                && sysctl::is(&mtu::ipv6_setting(config), &mtu::ipv6_mtu(uplink.mtu))
+        }
+    }
 }

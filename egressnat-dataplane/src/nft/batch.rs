@@ -1,12 +1,11 @@
 use std::ffi::{c_char, c_void};
 use std::io;
-use std::mem::size_of_val;
-use std::os::fd::AsRawFd;
 
-use nftnl::{FinalizedBatch, ProtoFamily};
+use nftnl::ProtoFamily;
 use nftnl_sys as sys;
 use thiserror::Error;
 
+use super::owner::Process;
 use crate::netfilter::{AskError, Header};
 
 /// Talking nftables with the kernel failed.
@@ -41,75 +40,23 @@ pub enum NftError {
         #[source]
         source: io::Error,
     },
+    /// A process that runs owns the table.
+    #[error(
+        "table {family} egressnat belongs to {process}, an agent that runs on this node: stop it first"
+    )]
+    Owned {
+        /// The table's family.
+        family: &'static str,
+        /// Whose it is.
+        process: Process,
+    },
 }
 
-/// Sends a batch and waits until the kernel has committed it.
-///
-/// The whole batch is one datagram: sent page by page, the kernel would take each page for a batch of its own.
-pub(super) fn commit(batch: &FinalizedBatch, what: &str) -> Result<(), NftError> {
-    let socket = mnl::Socket::new(mnl::Bus::Netfilter).map_err(NftError::Socket)?;
-    let pages: Vec<libc::iovec> = batch
-        .iter()
-        .map(|page| libc::iovec {
-            iov_base: page.as_ptr().cast_mut().cast(),
-            iov_len: page.len(),
-        })
-        .collect();
-    let bytes: usize = pages.iter().map(|page| page.iov_len).sum();
-    let size =
-        libc::c_int::try_from(bytes.saturating_mul(2).max(1 << 20)).unwrap_or(libc::c_int::MAX);
-    // SAFETY: a plain integer option on a socket that lives; a failure leaves the default, and the send then fails.
-    unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_SNDBUFFORCE,
-            (&raw const size).cast(),
-            size_of_val(&size) as libc::socklen_t,
-        );
-    }
-    // SAFETY: all-zero is a valid sockaddr_nl and msghdr.
-    let (mut kernel, mut message): (libc::sockaddr_nl, libc::msghdr) =
-        unsafe { (std::mem::zeroed(), std::mem::zeroed()) };
-    kernel.nl_family = libc::AF_NETLINK as libc::sa_family_t;
-    message.msg_name = (&raw mut kernel).cast();
-    message.msg_namelen = size_of_val(&kernel) as libc::socklen_t;
-    message.msg_iov = pages.as_ptr().cast_mut();
-    message.msg_iovlen = pages.len();
-    // SAFETY: the message points to `kernel` and `pages`, which point into `batch`; all outlive the call.
-    if unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const message, 0) } < 0 {
-        return Err(NftError::Send {
-            bytes,
-            source: io::Error::last_os_error(),
-        });
-    }
-
-    // The kernel queues every answer before sendmsg returns, so what there is can be read without waiting.
-    let mut buffer = vec![0u8; 1 << 16];
-    let mut refused: Option<io::Error> = None;
-    loop {
-        let (address, capacity) = (buffer.as_mut_ptr().cast(), buffer.len());
-        // SAFETY: `buffer` is as long as we say and outlives the call.
-        let length =
-            unsafe { libc::recv(socket.as_raw_fd(), address, capacity, libc::MSG_DONTWAIT) };
-        match usize::try_from(length) {
-            Ok(length) => {
-                if let Some(code) = first_error(&buffer[..length]) {
-                    refused.get_or_insert_with(|| io::Error::from_raw_os_error(-code));
-                }
-            }
-            Err(_) => match io::Error::last_os_error() {
-                error if error.kind() == io::ErrorKind::WouldBlock => break,
-                error => return Err(NftError::Receive(error)),
-            },
-        }
-    }
-    match refused {
-        Some(source) => Err(NftError::Refused {
-            what: what.to_owned(),
-            source,
-        }),
-        None => Ok(()),
+impl NftError {
+    /// Whether the kernel does not know what it was asked for.
+    pub(super) fn is_unsupported(&self) -> bool {
+        let codes = [Some(libc::EOPNOTSUPP), Some(libc::EINVAL)];
+        matches!(self, NftError::Refused { source, .. } if codes.contains(&source.raw_os_error()))
     }
 }
 
@@ -156,7 +103,7 @@ pub(super) fn request(
 }
 
 /// The first error among the messages of one answer. Acknowledgments are errors of code 0.
-fn first_error(mut bytes: &[u8]) -> Option<i32> {
+pub(super) fn first_error(mut bytes: &[u8]) -> Option<i32> {
     while let Some(header) = Header::of(bytes) {
         if i32::from(header.kind) == libc::NLMSG_ERROR && header.code(bytes) != 0 {
             return Some(header.code(bytes));

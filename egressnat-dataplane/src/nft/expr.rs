@@ -214,32 +214,35 @@ pub(super) fn is_not(data: &[u8]) -> Expr {
     compare(libc::NFT_CMP_NEQ, data)
 }
 
-fn lookup(set: &CStr, extra: Option<(u32, u32)>) -> Expr {
+fn lookup(set: &CStr, flags: u32, destination: Option<u32>) -> Expr {
     let mut attributes = vec![
         (sys::NFTNL_EXPR_LOOKUP_SREG, Value::U32(REGISTER)),
         (sys::NFTNL_EXPR_LOOKUP_SET, Value::Text(set.into())),
+        // The kernel tells flags even where there are none.
+        (sys::NFTNL_EXPR_LOOKUP_FLAGS, Value::U32(flags)),
     ];
-    attributes.extend(extra.map(|(attribute, value)| (attribute, Value::U32(value))));
+    attributes
+        .extend(destination.map(|register| (sys::NFTNL_EXPR_LOOKUP_DREG, Value::U32(register))));
     expr(c"lookup", attributes)
 }
 
 /// `@set`
 pub(super) fn is_in(set: &CStr) -> Expr {
-    lookup(set, None)
+    lookup(set, 0, None)
 }
 
 /// `!= @set`
 pub(super) fn is_not_in(set: &CStr) -> Expr {
-    lookup(
-        set,
-        Some((sys::NFTNL_EXPR_LOOKUP_FLAGS, libc::NFT_LOOKUP_F_INV as u32)),
-    )
+    lookup(set, libc::NFT_LOOKUP_F_INV as u32, None)
 }
 
 /// `map @set`
 pub(super) fn map(set: &CStr) -> Expr {
-    lookup(set, Some((sys::NFTNL_EXPR_LOOKUP_DREG, REGISTER)))
+    lookup(set, 0, Some(REGISTER))
 }
+
+/// `NF_NAT_RANGE_MAP_IPS` (`linux/netfilter/nf_nat.h`).
+const MAP_ADDRESSES: u32 = 1;
 
 /// `snat to` the loaded address
 pub(super) fn snat(family: Family) -> Expr {
@@ -255,6 +258,9 @@ pub(super) fn snat(family: Family) -> Expr {
                 Value::U32(ProtoFamily::from(family) as u32),
             ),
             (sys::NFTNL_EXPR_NAT_REG_ADDR_MIN, Value::U32(REGISTER)),
+            // The kernel would say so by itself.
+            (sys::NFTNL_EXPR_NAT_REG_ADDR_MAX, Value::U32(REGISTER)),
+            (sys::NFTNL_EXPR_NAT_FLAGS, Value::U32(MAP_ADDRESSES)),
         ],
     )
 }

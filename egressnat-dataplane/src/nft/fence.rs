@@ -14,10 +14,12 @@ use std::time::Duration;
 
 use nftnl::{Batch, Chain, ChainType, Hook, MsgType, ProtoFamily, Table};
 
-use super::batch::{NftError, commit};
+use super::batch::NftError;
 use super::expr::{self, Expr, rule};
+use super::inventory::altered;
+use super::owner::{Owner, Standing};
 use super::query;
-use super::ruleset::{Named, TABLE, base_chain};
+use super::ruleset::{TABLE, base_chain};
 use super::set::{Change, Elements, SetName};
 use crate::family::Family;
 
@@ -39,11 +41,11 @@ pub(crate) struct Fence;
 
 impl Fence {
     /// Fences an address, and lets it be used for so long from now.
-    pub(crate) fn hold(address: IpAddr, time: Duration) -> Result<(), NftError> {
+    pub(crate) fn hold(owner: &mut Owner, address: IpAddr, time: Duration) -> Result<(), NftError> {
         let family = Family::of(address);
         let mut tables = vec![ProtoFamily::from(family)];
         if family == Family::Ipv4 {
-            Self::ensure_arp()?;
+            Self::ensure_arp(owner)?;
             tables.push(ProtoFamily::Arp);
         }
         let mut batch = Batch::new();
@@ -61,14 +63,14 @@ impl Fence {
                     .add_to(&mut batch, Change::Add);
             }
         }
-        commit(&batch.finalize(), &format!("the deadline of {address}"))
+        owner.commit(&batch.finalize(), &format!("the deadline of {address}"))
     }
 
     /// Takes the fence from an address.
-    pub(crate) fn release(address: IpAddr) -> Result<(), NftError> {
+    pub(crate) fn release(owner: &Owner, address: IpAddr) -> Result<(), NftError> {
         let family = Family::of(address);
         let mut tables = vec![ProtoFamily::from(family)];
-        if family == Family::Ipv4 && query::table_userdata(ProtoFamily::Arp)?.is_some() {
+        if family == Family::Ipv4 && query::table(ProtoFamily::Arp)?.is_some() {
             tables.push(ProtoFamily::Arp);
         }
         let mut batch = Batch::new();
@@ -78,7 +80,7 @@ impl Fence {
                 elements.add_to(&mut batch, Change::RemoveIfThere);
             }
         }
-        commit(
+        owner.commit(
             &batch.finalize(),
             &format!("the end of the fence of {address}"),
         )
@@ -102,63 +104,77 @@ impl Fence {
         Ok(fenced.difference(&held).copied().collect())
     }
 
-    /// Makes the table for ARP, unless it is there.
-    fn ensure_arp() -> Result<(), NftError> {
-        let comment = query::comment_userdata(&COMMENT.into());
-        if query::table_userdata(ProtoFamily::Arp)?.as_ref() == Some(&comment) {
-            return Ok(());
+    /// Makes the table for ARP anew if others took it away or altered it, while there is something to fence. Returns whether it
+    /// did.
+    pub(crate) fn repair(owner: &mut Owner) -> Result<bool, NftError> {
+        if query::addresses(Family::Ipv4, SetName::Fenced)?.is_empty() {
+            return Ok(false);
         }
-        let named = |userdata| Named {
-            family: ProtoFamily::Arp,
-            userdata,
+        Self::ensure_arp(owner)
+    }
+
+    /// Makes the table for ARP, unless it is there. Returns whether it was made.
+    fn ensure_arp(owner: &mut Owner) -> Result<bool, NftError> {
+        let layout = query::comment_userdata(&COMMENT.into());
+        let present = match owner.look(ProtoFamily::Arp, &layout)? {
+            Standing::Owned => return Ok(false),
+            Standing::Open(table) => match altered(ProtoFamily::Arp, declare_arp)? {
+                None => return Ok(false),
+                Some(_) => Some(table),
+            },
+            Standing::Other(present) => present,
         };
-        let mut batch = Batch::new();
-        batch.add(&named(&[]), MsgType::Add);
-        batch.add(&named(&[]), MsgType::Del);
-        batch.add(&named(&comment), MsgType::Add);
-        for name in SetName::ARP {
-            batch.add(&Elements::of(ProtoFamily::Arp, name), MsgType::Add);
-        }
-        let table = Table::new(TABLE, ProtoFamily::Arp);
-        for (name, hook, address, comment) in [
-            (
-                c"input",
-                ARP_IN,
-                expr::arp_target(),
-                c"its deadline has come: not asked",
-            ),
-            (
-                c"output",
-                ARP_OUT,
-                expr::arp_sender(),
-                c"its deadline has come: not told",
-            ),
-        ] {
-            let chain = base_chain(name, &table, ChainType::Filter, hook, 0, &mut batch);
-            let exprs = expired(address);
-            batch.add(&rule(&chain, comment, &exprs), MsgType::Add);
-        }
-        for address in query::addresses(Family::Ipv4, SetName::Fenced)? {
-            let elements = Elements::of(ProtoFamily::Arp, SetName::Fenced).address(address);
-            elements.add_to(&mut batch, Change::Add);
-        }
-        commit(&batch.finalize(), "table arp egressnat")
+        let fenced = query::addresses(Family::Ipv4, SetName::Fenced)?.into_iter();
+        let none = Elements::of(ProtoFamily::Arp, SetName::Fenced);
+        let fenced = fenced.fold(none, Elements::address);
+        owner.make(present.as_ref(), &layout, "table arp egressnat", |owner| {
+            let mut batch = Batch::new();
+            if present.is_some() {
+                batch.add(&owner.named(ProtoFamily::Arp, &[]), MsgType::Del);
+            }
+            batch.add(&owner.named(ProtoFamily::Arp, &layout), MsgType::Add);
+            declare_arp(&mut batch);
+            fenced.add_to(&mut batch, Change::Add);
+            batch.finalize()
+        })
     }
 
     /// Removes the table for ARP. Returns whether there was one.
-    pub(crate) fn remove() -> Result<bool, NftError> {
+    pub(crate) fn remove(owner: &Owner) -> Result<bool, NftError> {
         // A kernel that knows no such tables has none.
-        if !query::table_userdata(ProtoFamily::Arp).is_ok_and(|userdata| userdata.is_some()) {
+        if !query::table(ProtoFamily::Arp).is_ok_and(|table| table.is_some()) {
             return Ok(false);
         }
         let mut batch = Batch::new();
-        let table = Named {
-            family: ProtoFamily::Arp,
-            userdata: &[],
-        };
-        batch.add(&table, MsgType::Del);
-        commit(&batch.finalize(), "the removal of table arp egressnat")?;
+        batch.add(&owner.named(ProtoFamily::Arp, &[]), MsgType::Del);
+        owner.commit(&batch.finalize(), "the removal of table arp egressnat")?;
         Ok(true)
+    }
+}
+
+/// Sets, chains and rules of the table for ARP.
+fn declare_arp(batch: &mut Batch) {
+    for name in SetName::ARP {
+        batch.add(&Elements::of(ProtoFamily::Arp, name), MsgType::Add);
+    }
+    let table = Table::new(TABLE, ProtoFamily::Arp);
+    for (name, hook, address, comment) in [
+        (
+            c"input",
+            ARP_IN,
+            expr::arp_target(),
+            c"its deadline has come: not asked",
+        ),
+        (
+            c"output",
+            ARP_OUT,
+            expr::arp_sender(),
+            c"its deadline has come: not told",
+        ),
+    ] {
+        let chain = base_chain(name, &table, ChainType::Filter, hook, 0, batch);
+        let exprs = expired(address);
+        batch.add(&rule(&chain, comment, &exprs), MsgType::Add);
     }
 }
 

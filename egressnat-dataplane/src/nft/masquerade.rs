@@ -12,8 +12,9 @@ use ipnet::IpNet;
 use nftnl::{Batch, Chain, MsgType, Rule, Table};
 use nftnl_sys as sys;
 
-use super::batch::{NftError, commit, request};
+use super::batch::{NftError, request};
 use super::expr::{self, Expr, rule};
+use super::owner::Owner;
 use super::ruleset::{MASQUERADE, TABLE};
 use crate::family::{Family, octets};
 use crate::netfilter::ask;
@@ -49,6 +50,7 @@ pub(super) fn read(family: Family) -> Result<MasqueradeRules, NftError> {
 
 /// Sets and removes rules in one batch: no packet sees a part of them.
 pub(super) fn change(
+    owner: &Owner,
     family: Family,
     set: &BTreeMap<MasqueradeMatch, MasqueradeAction>,
     removed: &[MasqueradeMatch],
@@ -94,7 +96,7 @@ pub(super) fn change(
             batch.add(&old, MsgType::Del);
         }
     }
-    commit(&batch.finalize(), "masquerade rules")
+    owner.commit(&batch.finalize(), "masquerade rules")
 }
 
 /// Adds all rules at the end of a new chain.

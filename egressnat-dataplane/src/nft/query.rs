@@ -148,8 +148,17 @@ unsafe extern "C" fn collect(element: *mut sys::nftnl_set_elem, into: *mut c_voi
     0
 }
 
-/// The userdata of our table of a family, if there is one: it names the layout.
-pub(super) fn table_userdata(family: impl Into<ProtoFamily>) -> Result<Option<Vec<u8>>, NftError> {
+/// Our table of a family as the kernel has it.
+pub(super) struct PresentTable {
+    /// It names the layout.
+    pub(super) userdata: Vec<u8>,
+    pub(super) flags: u32,
+    /// The socket that owns it.
+    pub(super) owner: Option<u32>,
+}
+
+/// Our table of a family, if there is one.
+pub(super) fn table(family: impl Into<ProtoFamily>) -> Result<Option<PresentTable>, NftError> {
     let request = request(
         family.into(),
         libc::NFT_MSG_GETTABLE,
@@ -170,29 +179,33 @@ pub(super) fn table_userdata(family: impl Into<ProtoFamily>) -> Result<Option<Ve
         }
         answer => answer?,
     };
-    let mut userdata = None;
+    let mut present = None;
     for message in answer {
-        // SAFETY: as in `elements`.
+        // SAFETY: as in `elements`; userdata is as long as it says.
         unsafe {
             let table = sys::nftnl_table_alloc();
             if sys::nftnl_table_nlmsg_parse(message.as_ptr(), table) >= 0 {
                 let mut length = 0u32;
-                let bytes = sys::nftnl_table_get_data(
-                    table,
-                    sys::NFTNL_TABLE_USERDATA as u16,
-                    &raw mut length,
-                );
-                userdata = Some(match bytes.is_null() {
+                let userdata = sys::NFTNL_TABLE_USERDATA as u16;
+                let bytes = sys::nftnl_table_get_data(table, userdata, &raw mut length);
+                let userdata = match bytes.is_null() {
                     true => Vec::new(),
                     false => {
                         std::slice::from_raw_parts(bytes.cast::<u8>(), length as usize).to_vec()
                     }
+                };
+                let owner = sys::NFTNL_TABLE_OWNER as u16;
+                present = Some(PresentTable {
+                    userdata,
+                    flags: sys::nftnl_table_get_u32(table, sys::NFTNL_TABLE_FLAGS as u16),
+                    owner: sys::nftnl_table_is_set(table, owner)
+                        .then(|| sys::nftnl_table_get_u32(table, owner)),
                 });
             }
             sys::nftnl_table_free(table);
         }
     }
-    Ok(userdata)
+    Ok(present)
 }
 
 /// The comment of a table as userdata.

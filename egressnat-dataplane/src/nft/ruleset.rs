@@ -1,19 +1,20 @@
 //! Our table: made whole once per layout; afterwards only elements change.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::ffi::{CStr, CString, c_void};
+use std::ffi::{CStr, CString};
 use std::net::IpAddr;
 
 use egressnat_core::model::{MasqueradeAction, MasqueradeMatch, MasqueradeRules};
 use ipnet::IpNet;
-use nftnl::{Batch, Chain, ChainType, Hook, MsgType, NlMsg, Policy, ProtoFamily, Table};
-use nftnl_sys as sys;
+use nftnl::{Batch, Chain, ChainType, Hook, MsgType, Policy, Table};
 
-use super::batch::{NftError, commit, header};
+use super::batch::NftError;
 use super::counter::Counter;
 use super::expr::{self, rule};
 use super::fence;
+use super::inventory::altered;
 use super::masquerade;
+use super::owner::{Owner, Standing};
 use super::query;
 use super::set::{Change, Elements, SetName};
 use crate::family::Family;
@@ -69,7 +70,7 @@ impl Ruleset {
 
     /// Whether there is a table of a family, of whatever layout.
     pub(crate) fn is_present(family: Family) -> Result<bool, NftError> {
-        Ok(query::table_userdata(family)?.is_some())
+        Ok(query::table(family)?.is_some())
     }
 
     fn comment(&self) -> CString {
@@ -81,43 +82,56 @@ impl Ruleset {
     }
 
     /// Makes the table unless it is there in this very layout. Returns whether it was made.
-    pub(crate) fn ensure(&self) -> Result<bool, NftError> {
-        let comment = query::comment_userdata(&self.comment());
-        let present = query::table_userdata(self.family)?;
-        if present.as_ref() == Some(&comment) {
-            return Ok(false);
-        }
-        let (kept, rules) = match present {
-            Some(userdata) => (
-                self.kept_elements(&userdata),
+    pub(crate) fn ensure(&self, owner: &mut Owner) -> Result<bool, NftError> {
+        let layout = query::comment_userdata(&self.comment());
+        let present = match owner.look(self.family.into(), &layout)? {
+            Standing::Owned => return Ok(false),
+            Standing::Open(table) => {
+                let rules = masquerade::read(self.family).unwrap_or_default();
+                match altered(self.family.into(), |batch| self.declare(&rules, batch))? {
+                    None => return Ok(false),
+                    Some(_) => Some(table),
+                }
+            }
+            Standing::Other(present) => present,
+        };
+        let (kept, rules) = match &present {
+            Some(table) => (
+                self.kept_elements(&table.userdata),
                 masquerade::read(self.family).unwrap_or_default(),
             ),
             None => Default::default(),
         };
-        let mut batch = Batch::new();
-        // Add before delete: deleting what is not there would fail the batch.
-        let family = self.family;
-        batch.add(&named(family, &[]), MsgType::Add);
-        batch.add(&named(family, &[]), MsgType::Del);
-        batch.add(&named(family, &comment), MsgType::Add);
+        let what = Self::name(self.family);
+        owner.make(present.as_ref(), &layout, what, |owner| {
+            let mut batch = Batch::new();
+            if present.is_some() {
+                batch.add(&owner.named(self.family, &[]), MsgType::Del);
+            }
+            batch.add(&owner.named(self.family, &layout), MsgType::Add);
+            self.declare(&rules, &mut batch);
+            for elements in &kept {
+                elements.add_to(&mut batch, Change::Add);
+            }
+            batch.finalize()
+        })
+    }
+
+    /// Sets, counters, chains and rules.
+    fn declare(&self, rules: &MasqueradeRules, batch: &mut Batch) {
         for name in SetName::ALL {
-            batch.add(&Elements::of(family, name), MsgType::Add);
+            batch.add(&Elements::of(self.family, name), MsgType::Add);
         }
         for counter in Counter::ALL {
-            batch.add(&counter.of(family), MsgType::Add);
+            batch.add(&counter.of(self.family), MsgType::Add);
         }
-        let table = Table::new(TABLE, family.into());
-        self.raw_chains(&table, &mut batch);
-        self.prerouting_chain(&table, &mut batch);
-        self.guard_chain(&table, &mut batch);
-        self.masquerade_chain(&table, &rules, &mut batch);
-        self.postrouting_chain(&table, &mut batch);
-        self.last_chain(&table, &mut batch);
-        for elements in &kept {
-            elements.add_to(&mut batch, Change::Add);
-        }
-        commit(&batch.finalize(), Self::name(family))?;
-        Ok(true)
+        let table = Table::new(TABLE, self.family.into());
+        self.raw_chains(&table, batch);
+        self.prerouting_chain(&table, batch);
+        self.guard_chain(&table, batch);
+        self.masquerade_chain(&table, rules, batch);
+        self.postrouting_chain(&table, batch);
+        self.last_chain(&table, batch);
     }
 
     fn raw_chains(&self, table: &Table, batch: &mut Batch) {
@@ -369,19 +383,20 @@ impl Ruleset {
     }
 
     /// Removes the table of a family. Returns whether there was one.
-    pub(crate) fn remove(family: Family) -> Result<bool, NftError> {
+    pub(crate) fn remove(owner: &Owner, family: Family) -> Result<bool, NftError> {
         if !Self::is_present(family)? {
             return Ok(false);
         }
         let mut batch = Batch::new();
-        batch.add(&named(family, &[]), MsgType::Del);
+        batch.add(&owner.named(family, &[]), MsgType::Del);
         let what = format!("the removal of {}", Self::name(family));
-        commit(&batch.finalize(), &what)?;
+        owner.commit(&batch.finalize(), &what)?;
         Ok(true)
     }
 
     /// Changes elements, removals first, all in one batch.
     pub(crate) fn change(
+        owner: &Owner,
         removed: &[Elements],
         added: &[Elements],
         what: &str,
@@ -393,16 +408,17 @@ impl Ruleset {
         for elements in added {
             elements.add_to(&mut batch, Change::Add);
         }
-        commit(&batch.finalize(), what)
+        owner.commit(&batch.finalize(), what)
     }
 
     /// Sets and removes masquerade rules of a family, all in one batch.
     pub(crate) fn change_masquerade(
+        owner: &Owner,
         family: Family,
         set: &BTreeMap<MasqueradeMatch, MasqueradeAction>,
         removed: &[MasqueradeMatch],
     ) -> Result<(), NftError> {
-        masquerade::change(family, set, removed)
+        masquerade::change(owner, family, set, removed)
     }
 
     /// The masquerade rules now.
@@ -451,13 +467,6 @@ impl Ruleset {
     }
 }
 
-fn named(family: Family, userdata: &[u8]) -> Named<'_> {
-    Named {
-        family: family.into(),
-        userdata,
-    }
-}
-
 pub(super) fn base_chain<'a>(
     name: &CStr,
     table: &'a Table,
@@ -472,39 +481,6 @@ pub(super) fn base_chain<'a>(
     chain.set_policy(Policy::Accept);
     batch.add(&chain, MsgType::Add);
     chain
-}
-
-/// A table of ours with userdata, which `nftnl::Table` cannot carry.
-pub(super) struct Named<'a> {
-    pub(super) family: ProtoFamily,
-    pub(super) userdata: &'a [u8],
-}
-
-// SAFETY: writes one message into a buffer that nftnl made large enough for one.
-unsafe impl NlMsg for Named<'_> {
-    unsafe fn write(&self, buffer: *mut c_void, sequence: u32, message: MsgType) {
-        let (kind, flags) = match message {
-            MsgType::Add => (libc::NFT_MSG_NEWTABLE, libc::NLM_F_CREATE),
-            MsgType::Del => (libc::NFT_MSG_DELTABLE, 0),
-        };
-        // SAFETY: the table is freed after the message was written; the setters copy.
-        unsafe {
-            let table = sys::nftnl_table_alloc();
-            sys::nftnl_table_set_u32(table, sys::NFTNL_TABLE_FAMILY as u16, self.family as u32);
-            sys::nftnl_table_set_str(table, sys::NFTNL_TABLE_NAME as u16, TABLE.as_ptr());
-            if !self.userdata.is_empty() {
-                sys::nftnl_table_set_data(
-                    table,
-                    sys::NFTNL_TABLE_USERDATA as u16,
-                    self.userdata.as_ptr().cast(),
-                    self.userdata.len() as u32,
-                );
-            }
-            let header = header(buffer, self.family, kind, flags, sequence);
-            sys::nftnl_table_nlmsg_build_payload(header, table);
-            sys::nftnl_table_free(table);
-        }
-    }
 }
 
 #[cfg(test)]

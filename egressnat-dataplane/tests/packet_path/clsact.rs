@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
-use egressnat_dataplane::{Attachment, cleanup};
+use egressnat_dataplane::Attachment;
 
-use crate::network::{FLOATING, Network, OTHER_SERVER, SERVER, eventually, plan, runtime};
+use crate::network::{FLOATING, Network, OTHER_SERVER, SERVER, eventually, plan};
 
 const NODE: &str = "192.168.1.1";
 
@@ -24,12 +24,6 @@ impl Network {
 
     fn filters(&self, interface: &str) -> String {
         self.exec("n1", &format!("tc filter show dev {interface} ingress"))
-    }
-
-    fn clean(&self, node: &str) {
-        let config = self.config(node);
-        let report = self.enter(node, move || runtime().block_on(cleanup(&config)));
-        assert_eq!(report.failures, []);
     }
 }
 
@@ -192,7 +186,7 @@ fn filters_of_others_come_first_and_stay_with_their_queueing_discipline() {
     let place = |pref: &str| filters.find(pref).unwrap_or_else(|| panic!("{filters}"));
     assert!(place("134744072") < place("egressnat_steer"), "{filters}");
 
-    network.clean("n1");
+    assert_eq!(network.clean("n1").failures, []);
     let filters = network.filters("veth2");
     assert!(
         filters.contains("134744073") && filters.contains("134744072"),

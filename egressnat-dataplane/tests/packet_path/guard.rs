@@ -217,7 +217,7 @@ fn a_pod_whose_program_somebody_takes_away_does_not_leak_and_gets_it_back() {
 }
 
 /// Detaches a pinned link by force, as `bpftool link detach` does: the pin stays, and holds nothing.
-fn detach(pin: &Path) {
+pub(crate) fn detach(pin: &Path) {
     #[repr(C)]
     struct Attributes {
         first: u64,

@@ -153,10 +153,10 @@ impl TestLab {
         let store = self.store().unwrap();
         until("all of it in the kernels", PATIENCE, || {
             let kinds = [Kind::EgressNatPolicy, Kind::NetworkGatewayGroup];
-            let objects = kinds.into_iter().flat_map(|kind| store.list(kind).unwrap());
+            let mut objects = kinds.into_iter().flat_map(|kind| store.list(kind).unwrap());
             let is_programmed =
                 |object: Object| programmed(&object).is_some_and(|(status, _)| status == "True");
-            objects.map(is_programmed).all(|is| is).then_some(())
+            objects.all(is_programmed).then_some(())
         })
         .unwrap();
         let kinds = Kind::ALL.into_iter().filter(|kind| *kind != Kind::Lease);

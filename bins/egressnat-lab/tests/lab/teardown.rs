@@ -79,12 +79,25 @@ fn an_agents_cleanup_leaves_nothing_of_ours_in_the_kernel_e46() {
         "--bpffs",
         pins.to_str().unwrap(),
     ];
+    // A frozen agent would bring everything back once it goes on.
+    let process = lab.agent_pid(&lab.holder()).unwrap();
     let output = lab.output(&node, &cleanup).unwrap();
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success(), "{told}");
+    assert!(told.contains(&format!("process {process}")), "{told}");
+    assert_eq!(state(), full);
+
+    nix::sys::signal::kill(
+        nix::unistd::Pid::from_raw(process),
+        nix::sys::signal::Signal::SIGKILL,
+    )
+    .unwrap();
+    // Its tables are free when it is gone.
+    until("a cleanup", PATIENCE, || {
+        let output = lab.output(&node, &cleanup).unwrap();
+        output.status.success().then_some(())
+    })
+    .unwrap();
     let empty = state();
     assert_eq!(empty[0], "");
     for (part, text) in [

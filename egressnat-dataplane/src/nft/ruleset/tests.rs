@@ -1,6 +1,8 @@
 //! The table in a namespace of its own. Needs root.
 
 use super::*;
+use crate::config::TableOwnership;
+use crate::nft::inventory::assert_unaltered;
 
 /// Runs on a thread with a network namespace of its own, which ends with it.
 fn in_new_namespace(work: impl FnOnce() + Send + 'static) {
@@ -41,12 +43,14 @@ fn a_table_of_another_layout_is_replaced_with_what_it_holds() {
 }
 
 fn replace_table(family: Family, ranges: [&str; 2], floating: &str, inside: &str) {
+    let mut owner = Owner::open(TableOwnership::default()).unwrap();
     let mark = MarkMask::DEFAULT;
-    assert!(Ruleset::new(family, mark, 1).ensure().unwrap());
-    assert!(!Ruleset::new(family, mark, 1).ensure().unwrap());
+    assert!(Ruleset::new(family, mark, 1).ensure(&mut owner).unwrap());
+    assert!(!Ruleset::new(family, mark, 1).ensure(&mut owner).unwrap());
     let [pods, guarded] = ranges.map(|range| range.parse::<IpNet>().unwrap());
     let floating: IpAddr = floating.parse().unwrap();
     Ruleset::change(
+        &owner,
         &[],
         &[
             Elements::of(family, SetName::PodRanges).range(pods),
@@ -58,9 +62,9 @@ fn replace_table(family: Family, ranges: [&str; 2], floating: &str, inside: &str
     )
     .unwrap();
     let rules = BTreeMap::from([(matched(inside), MasqueradeAction::Keep)]);
-    Ruleset::change_masquerade(family, &rules, &[]).unwrap();
+    Ruleset::change_masquerade(&owner, family, &rules, &[]).unwrap();
 
-    assert!(Ruleset::new(family, mark, 2).ensure().unwrap());
+    assert!(Ruleset::new(family, mark, 2).ensure(&mut owner).unwrap());
     assert_eq!(
         Ruleset::ranges(family, SetName::PodRanges).unwrap(),
         [pods].into()
@@ -75,14 +79,33 @@ fn replace_table(family: Family, ranges: [&str; 2], floating: &str, inside: &str
 
     // With another mask the marks mean something else.
     let other = MarkMask::new(0x00ff_0000).unwrap();
-    assert!(Ruleset::new(family, other, 2).ensure().unwrap());
+    assert!(Ruleset::new(family, other, 2).ensure(&mut owner).unwrap());
     assert_eq!(mapped(), BTreeSet::new());
     assert_eq!(
         Ruleset::addresses(family, SetName::FloatingIps).unwrap(),
         [floating].into()
     );
-    assert!(Ruleset::remove(family).unwrap());
-    assert!(!Ruleset::remove(family).unwrap());
+    assert!(Ruleset::remove(&owner, family).unwrap());
+    assert!(!Ruleset::remove(&owner, family).unwrap());
+}
+
+#[test]
+fn the_kernel_tells_a_table_as_it_was_declared() {
+    in_new_namespace(|| {
+        let mut owner = Owner::open(TableOwnership::Never).unwrap();
+        for (family, inside) in [(Family::Ipv4, "10.0.0.0/8"), (Family::Ipv6, "fd00:10::/32")] {
+            let ruleset = Ruleset::new(family, MarkMask::DEFAULT, 1);
+            assert!(ruleset.ensure(&mut owner).unwrap());
+            let rules = BTreeMap::from([(matched(inside), MasqueradeAction::Keep)]);
+            Ruleset::change_masquerade(&owner, family, &rules, &[]).unwrap();
+            let rules = Ruleset::masquerade(family).unwrap();
+            assert_unaltered(family.into(), |batch| ruleset.declare(&rules, batch));
+            // What is left in the memory that messages are made in is no difference.
+            for _ in 0..20 {
+                assert!(!ruleset.ensure(&mut owner).unwrap());
+            }
+        }
+    });
 }
 
 #[test]
@@ -114,7 +137,12 @@ fn masquerade_rules_stand_in_the_order_of_precedence_whenever_they_came() {
 }
 
 fn change_rules(family: Family, all: [MasqueradeMatch; 8]) {
-    assert!(Ruleset::new(family, MarkMask::DEFAULT, 1).ensure().unwrap());
+    let mut owner = Owner::open(TableOwnership::default()).unwrap();
+    assert!(
+        Ruleset::new(family, MarkMask::DEFAULT, 1)
+            .ensure(&mut owner)
+            .unwrap()
+    );
     let mut state = 1u32;
     let mut wanted: BTreeMap<MasqueradeMatch, MasqueradeAction> = BTreeMap::new();
     for round in 0..60 {
@@ -130,7 +158,7 @@ fn change_rules(family: Family, all: [MasqueradeMatch; 8]) {
             }
         }
         set.retain(|rule, action| wanted.get(rule) != Some(action));
-        Ruleset::change_masquerade(family, &set, &removed).unwrap();
+        Ruleset::change_masquerade(&owner, family, &set, &removed).unwrap();
         wanted.retain(|rule, _| !removed.contains(rule));
         wanted.extend(set);
         assert_eq!(
