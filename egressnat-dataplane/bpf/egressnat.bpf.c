@@ -138,15 +138,35 @@ struct {
 	__type(value, __u32);
 } peers SEC(".maps");
 
-enum counter { STEERED, DECAPSULATED, NO_EGRESS, UNKNOWN_PEER, UNKNOWN_VNI, COUNTERS };
+/* Packets that end here, by reason: the order is that of `Reason` in maps.rs. */
+enum reason { DROPPED, NO_EGRESS, UNKNOWN_PEER, UNKNOWN_VNI, REASONS };
 
 struct {
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, COUNTERS);
+	__uint(max_entries, REASONS);
 	__type(key, __u32);
 	__type(value, __u64);
-} counters SEC(".maps");
+} blocked SEC(".maps");
+
+struct traffic {
+	__u64 packets;
+	__u64 bytes; /* with the Ethernet header */
+};
+
+struct egress_traffic {
+	struct traffic steered; /* from this node's pods */
+	struct traffic received; /* out of the tunnel */
+};
+
+/* By egress index, of either family; that of KEEP counts what keeps its address. */
+struct {
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, MAX_EGRESS);
+	__type(key, __u32);
+	__type(value, struct egress_traffic);
+} traffic SEC(".maps");
 
 /* Set by the loader: the bits of skb->mark that are ours, and the one that says "into the tunnel". */
 volatile const __u32 MARK_MASK = 0;
@@ -155,12 +175,22 @@ volatile const __u32 MARK_SHIFT = 0;
 
 /* The largest index is no egress IP: the packet was looked at, and the node's routes and masquerade rules have it. */
 #define MARK_FORWARD (MARK_MASK & ~MARK_TUNNEL)
+/* The one before says so of a pod that policies select, and that none of them decides about this destination: a Service may
+   still turn it into another one. */
+#define MARK_PASSED (MARK_FORWARD - (1 << MARK_SHIFT))
 
-static __always_inline void count(__u32 counter)
+static __always_inline void count_blocked(__u32 reason)
 {
-	__u64 *value = bpf_map_lookup_elem(&counters, &counter);
+	__u64 *value = bpf_map_lookup_elem(&blocked, &reason);
 	if (value)
 		(*value)++;
+}
+
+static __always_inline void count(struct traffic *traffic, struct __sk_buff *skb)
+{
+	/* A packet of many segments counts as what it is on the wire. */
+	traffic->packets += skb->gso_segs > 1 ? skb->gso_segs : 1;
+	traffic->bytes += skb->len;
 }
 
 static __always_inline void set_mark(struct __sk_buff *skb, __u32 bits)
@@ -169,14 +199,16 @@ static __always_inline void set_mark(struct __sk_buff *skb, __u32 bits)
 }
 
 /* What a destination's value says about a packet of a known pod. */
-static __always_inline int decide(struct __sk_buff *skb, const __u32 *index, int is_ipv6)
+static __always_inline int decide(struct __sk_buff *skb, __u32 set, const __u32 *index, int is_ipv6)
 {
 	if (!index || *index == FORWARD) {
-		set_mark(skb, MARK_FORWARD);
+		set_mark(skb, set == UNSELECTED ? MARK_FORWARD : MARK_PASSED);
 		return TC_ACT_UNSPEC;
 	}
-	if (*index == DROP)
+	if (*index == DROP) {
+		count_blocked(DROPPED);
 		return TC_ACT_SHOT;
+	}
 
 	__u32 bits = *index << MARK_SHIFT;
 	if (*index != KEEP) {
@@ -191,7 +223,9 @@ static __always_inline int decide(struct __sk_buff *skb, const __u32 *index, int
 		}
 	}
 	set_mark(skb, bits);
-	count(STEERED);
+	struct egress_traffic *counted = bpf_map_lookup_elem(&traffic, index);
+	if (counted)
+		count(&counted->steered, skb);
 	return TC_ACT_UNSPEC;
 }
 
@@ -237,7 +271,7 @@ static __always_inline int steer_ipv6(struct __sk_buff *skb, const struct ipv6hd
 		struct destination6_key key = { .prefixlen = 160, .set = *set, .address = ip->daddr };
 		index = bpf_map_lookup_elem(&destinations6, &key);
 	}
-	return decide(skb, index, 1);
+	return decide(skb, *set, index, 1);
 }
 
 /* Ingress of a pod's host-side interface: what the pod sends. Marks only: every packet of a pod that is known on this
@@ -273,7 +307,7 @@ int steer(struct __sk_buff *skb)
 		struct destination_key key = { .prefixlen = 64, .set = *set, .address = ip->daddr };
 		index = bpf_map_lookup_elem(&destinations, &key);
 	}
-	return decide(skb, index, 0);
+	return decide(skb, *set, index, 0);
 }
 
 /* To whom an egress IP's packets go. A packet and its outer header are of the same family: an IPv6 packet never has an
@@ -312,7 +346,7 @@ int encap(struct __sk_buff *skb)
 	if (!bits && skb->protocol == bpf_htons(ETH_P_IPV6))
 		return TC_ACT_SHOT;
 	if (set_tunnel_key(skb, (bits & ~MARK_TUNNEL) >> MARK_SHIFT)) {
-		count(NO_EGRESS);
+		count_blocked(NO_EGRESS);
 		return TC_ACT_SHOT;
 	}
 	/* The outer packet is routed with this mark: ours would send it into the tunnel again. */
@@ -342,20 +376,22 @@ int decap(struct __sk_buff *skb)
 {
 	struct bpf_tunnel_key key = {};
 	if (read_tunnel_key(skb, &key)) {
-		count(UNKNOWN_PEER);
+		count_blocked(UNKNOWN_PEER);
 		return TC_ACT_SHOT;
 	}
 	__u32 vni = key.tunnel_id;
 	__u32 *index = bpf_map_lookup_elem(&vnis, &vni);
 	if (!index) {
-		count(UNKNOWN_VNI);
+		count_blocked(UNKNOWN_VNI);
 		return TC_ACT_SHOT;
 	}
 	set_mark(skb, *index << MARK_SHIFT);
 	/* The inner destination is the sender's tunnel MAC, not ours. */
 	if (skb->pkt_type != PACKET_HOST)
 		bpf_skb_change_type(skb, PACKET_HOST);
-	count(DECAPSULATED);
+	struct egress_traffic *counted = bpf_map_lookup_elem(&traffic, index);
+	if (counted)
+		count(&counted->received, skb);
 	return TC_ACT_UNSPEC;
 }
 

@@ -31,6 +31,8 @@ pub struct Config {
     pub probes: Probes,
     /// Who may change the nftables tables while the packet path is open.
     pub table_ownership: TableOwnership,
+    /// Where to keep what the guard needs over a reboot. Without such a file nothing is guarded from a reboot to the first plan.
+    pub guard_file: Option<PathBuf>,
 }
 
 /// How long the floating IPs of a plan may be used.
@@ -69,6 +71,7 @@ impl Default for Config {
             attachment: Attachment::Automatic,
             probes: Probes::default(),
             table_ownership: TableOwnership::default(),
+            guard_file: None,
         }
     }
 }

@@ -13,13 +13,18 @@ use crate::netfilter::{AskError, HEADER, ask};
 
 /// Connections could not be listed or forgotten.
 #[derive(Debug, Error)]
-pub(crate) enum ConntrackError {
+pub enum ConntrackError {
+    /// The kernel did not list them.
     #[error("could not list connections")]
     List(#[source] AskError),
+    /// The kernel did not forget one.
     #[error("could not forget the connection from {from} to {to}")]
     Forget {
+        /// Who opened it.
         from: IpAddr,
+        /// To whom.
         to: IpAddr,
+        /// What the kernel said.
         #[source]
         source: AskError,
     },
@@ -36,6 +41,7 @@ const ZONE: u16 = 18;
 const TUPLE_IP: u16 = 1;
 const TUPLE_PROTOCOL: u16 = 2;
 const PROTOCOL_NUMBER: u16 = 1;
+const SOURCE_PORT: u16 = 2;
 const IPV4_SOURCE: u16 = 1;
 const IPV4_DESTINATION: u16 = 2;
 const IPV6_SOURCE: u16 = 3;
@@ -56,6 +62,8 @@ pub(crate) struct Connection {
     pub(crate) destination: IpAddr,
     /// Who answers: another than the destination, if that was translated.
     pub(crate) answered_by: IpAddr,
+    /// At which port; 0 for protocols without.
+    pub(crate) answering_port: u16,
     /// Whom the other side sees: where replies go to.
     pub(crate) seen_as: IpAddr,
     /// Over what.
@@ -131,6 +139,9 @@ fn parse(attributes: &[u8]) -> Option<Connection> {
         source: source(original)?,
         destination: destination(original)?,
         answered_by: source(reply)?,
+        answering_port: find(reply, TUPLE_PROTOCOL)
+            .and_then(|protocol| find(protocol, SOURCE_PORT)?.first_chunk())
+            .map_or(0, |port| u16::from_be_bytes(*port)),
         seen_as: destination(reply)?,
         protocol: find(original, TUPLE_PROTOCOL)
             .and_then(|protocol| find(protocol, PROTOCOL_NUMBER)?.first())
@@ -211,7 +222,11 @@ mod tests {
             attribute(kinds[1], &octets(destination)),
         ]
         .concat();
-        let protocol = attribute(PROTOCOL_NUMBER, &[17]);
+        let protocol = [
+            attribute(PROTOCOL_NUMBER, &[17]),
+            attribute(SOURCE_PORT, &443u16.to_be_bytes()),
+        ]
+        .concat();
         let parts = [
             attribute(TUPLE_IP | 0x8000, &ip),
             attribute(TUPLE_PROTOCOL | 0x8000, &protocol),
@@ -238,6 +253,7 @@ mod tests {
             assert_eq!(connection.source.to_string(), pod);
             assert_eq!(connection.destination.to_string(), server);
             assert_eq!(connection.answered_by, connection.destination);
+            assert_eq!(connection.answering_port, 443);
             assert_eq!(connection.seen_as.to_string(), egress_ip);
             assert_eq!(connection.protocol, Some(Protocol::UDP));
             assert_eq!(connection.identity, [original, id].concat());

@@ -3,6 +3,8 @@
 mod applicable;
 mod change;
 mod claims;
+mod host;
+mod reboot;
 mod restoration;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -19,17 +21,19 @@ use crate::conntrack::ConntrackError;
 use crate::deadlines::Deadlines;
 use crate::egress::EgressTable;
 use crate::family::Family;
+use crate::guard_file::{GuardFile, GuardFileError, GuardedRanges};
 use crate::handover::HandoverQueue;
 use crate::lock::{Lock, LockError};
 use crate::maps::{DROP, FORWARD, KEEP, Maps};
-use crate::network::{Network, NetworkError, Uplink, forwarding, ipv6};
-use crate::nft::{Counter, Events, Fence, NftError, Ruleset, SetName, SharedOwner};
+use crate::network::{Network, NetworkError, Uplink, ipv6};
+use crate::nft::{Events, Fence, NftError, Ruleset, SetName, SharedOwner};
 use crate::ports::{PodInterfaces, Ports};
 use crate::probe::{Mac, Prober};
-use crate::programs::{Counters, Hook, Programs, ProgramsError, check_bpffs};
+use crate::programs::{Hook, Programs, ProgramsError, check_bpffs};
 use crate::redecide::{affected_pods, forget_stale};
 use crate::segment::Segment;
 use applicable::{applicable, asks_for, missed};
+use reboot::restore_guard;
 use restoration::Restoration;
 
 /// The packet path could not be put in place at all.
@@ -53,6 +57,9 @@ pub enum OpenError {
     /// Announcements.
     #[error("could not prepare announcements")]
     Announce(#[from] AnnounceError),
+    /// The file that the guard is kept in.
+    #[error("could not prepare the guard after a reboot")]
+    GuardFile(#[from] GuardFileError),
 }
 
 /// The packet path of one node, in the network namespace it was opened in.
@@ -88,6 +95,7 @@ pub struct Dataplane {
     table_events: Option<Events>,
     /// By which what others did is told from what the plan changed.
     restoration: Restoration,
+    guard_file: Option<GuardFile>,
     /// For as long as this lives, nobody else changes the packet path.
     _lock: Lock,
     /// Objects written while opening, for the next report.
@@ -108,9 +116,14 @@ impl Dataplane {
         let lock = Lock::take(&config.pin_root()).await?;
         let (mut programs, mut maps) = Programs::load(&config)?;
         let nft = SharedOwner::open(config.table_ownership)?;
-        let ruleset = Ruleset::new(Family::Ipv4, config.mark, config.tunnel_port);
+        let ruleset = Ruleset::new(Family::Ipv4, &config);
         let mut opened = usize::from(ruleset.ensure(&mut nft.lock())?);
         let mut families = BTreeSet::from([Family::Ipv4]);
+        let guard_file = config.guard_file.as_deref().map(GuardFile::open);
+        let guard_file = guard_file.transpose()?;
+        if let Some(ranges) = guard_file.as_ref().and_then(GuardFile::ranges) {
+            opened += restore_guard(&mut nft.lock(), &config, ranges)?;
+        }
         let (tunnel, changes) = network.ensure_tunnel(&config, &uplink).await?;
         opened += changes.len();
         opened += usize::from(network.follow_mtu(&config, &mut uplink, &families).await?);
@@ -154,6 +167,7 @@ impl Dataplane {
             tunnel,
             table_events,
             restoration: Restoration::default(),
+            guard_file,
             _lock: lock,
             opened,
         })
@@ -164,29 +178,22 @@ impl Dataplane {
         &self.uplink
     }
 
-    /// What the programs counted since they were first pinned, over all interfaces.
-    ///
-    /// # Errors
-    ///
-    /// The counters cannot be read.
-    pub fn counters(&self) -> Result<Counters, ProgramsError> {
-        self.maps.counters()
+    pub(crate) fn maps(&self) -> &Maps {
+        &self.maps
     }
 
-    /// How many packets the guard dropped since the table was made: from a pod's address, to a destination of a strict
-    /// policy, and undecided (E43).
-    ///
-    /// # Errors
-    ///
-    /// The counter cannot be read.
-    pub fn undecided(&self) -> Result<u64, NftError> {
-        let of_family = |family: &Family| Ruleset::packets(*family, Counter::Undecided);
-        self.families.iter().map(of_family).sum()
+    pub(crate) fn egress(&self) -> &EgressTable {
+        &self.egress
+    }
+
+    /// Those with a table.
+    pub(crate) fn families(&self) -> &BTreeSet<Family> {
+        &self.families
     }
 
     /// The deadlines of floating IPs, to be moved also while a plan is being applied.
     pub fn deadlines(&self) -> Deadlines {
-        Deadlines::new(self.nft.clone(), self.config.mark, self.config.tunnel_port)
+        Deadlines::new(self.nft.clone(), self.config.clone())
     }
 
     /// The other hosts on the uplink's segment, to be asked also while a plan is being applied.
@@ -234,18 +241,6 @@ impl Dataplane {
             ..Report::default()
         };
         self.ensure(plan, &mut report).await;
-        for family in &self.families {
-            if let Err(name) = forwarding(*family)
-                && asks_for(plan, *family)
-            {
-                report.failures.push(Failure {
-                    object: format!("sysctl {name}"),
-                    message: format!(
-                        "it is 0, so no pod's {family} packet leaves this node: run 'sysctl -w {name}=1'"
-                    ),
-                });
-            }
-        }
 
         let interfaces = match self.pod_interfaces(plan).await {
             Ok(interfaces) => interfaces,
@@ -287,6 +282,12 @@ impl Dataplane {
             Err(error) => fail(&mut report, "floating IPs", &error),
         }
         self.tell_claims(needed, &mut report).await;
+        self.look_at_host(plan, &interfaces, &mut report);
+        if let Some(file) = &mut self.guard_file
+            && let Err(error) = file.keep(GuardedRanges::of(&desired))
+        {
+            fail(&mut report, "guard after a reboot", &error);
+        }
         self.restoration.finish(
             desired,
             interfaces.by_address,
@@ -308,7 +309,7 @@ impl Dataplane {
     }
 
     fn ruleset(&self, family: Family) -> Ruleset {
-        Ruleset::new(family, self.config.mark, self.config.tunnel_port)
+        Ruleset::new(family, &self.config)
     }
 
     /// Brings back what others removed: the tables, the tunnel device, its rules and routes. Makes what is of IPv6 once a plan

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
+use crate::config::Config;
 use crate::family::Family;
-use crate::mark::MarkMask;
 use crate::nft::{Fence, NftError, Ruleset, SharedOwner};
 
 /// How long writing a deadline may take: by so much the kernel's is earlier, so that it is never later.
@@ -24,17 +24,12 @@ const MARGIN: Duration = Duration::from_millis(100);
 #[derive(Debug, Clone)]
 pub struct Deadlines {
     nft: SharedOwner,
-    mark: MarkMask,
-    tunnel_port: u16,
+    config: Config,
 }
 
 impl Deadlines {
-    pub(crate) fn new(nft: SharedOwner, mark: MarkMask, tunnel_port: u16) -> Self {
-        Self {
-            nft,
-            mark,
-            tunnel_port,
-        }
+    pub(crate) fn new(nft: SharedOwner, config: Config) -> Self {
+        Self { nft, config }
     }
 
     /// Lets this node use a floating IP until `deadline` and no longer. Called again it moves the deadline, without a gap for packets;
@@ -49,7 +44,7 @@ impl Deadlines {
     pub fn hold_until(&self, address: IpAddr, deadline: Instant) -> Result<(), NftError> {
         let family = Family::of(address);
         if !Ruleset::is_present(family)? {
-            let ruleset = Ruleset::new(family, self.mark, self.tunnel_port);
+            let ruleset = Ruleset::new(family, &self.config);
             ruleset.ensure(&mut self.nft.lock())?;
         }
         loop {

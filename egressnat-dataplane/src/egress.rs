@@ -61,6 +61,7 @@ impl EgressTable {
         let index = (FIRST_EGRESS..=last)
             .find(|index| !taken.contains(index))
             .ok_or(ObserveError::NoEgressIndex(address))?;
+        maps.reset_traffic(index)?;
         let entry = EgressEntry {
             index,
             address,
@@ -68,6 +69,12 @@ impl EgressTable {
             is_local: false,
         };
         self.write(maps, entry)
+    }
+
+    /// All egress IPs with their index.
+    pub(crate) fn indices(&self) -> impl Iterator<Item = (IpAddr, u32)> {
+        let entries = self.entries.values();
+        entries.map(|entry| (entry.address, entry.index))
     }
 
     /// Says whether this node holds an egress IP: then its own pods need no tunnel.

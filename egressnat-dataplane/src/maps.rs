@@ -4,10 +4,10 @@ use std::net::IpAddr;
 
 use aya::Pod;
 use aya::maps::lpm_trie::{Key, LpmTrie};
-use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
+use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues};
 use ipnet::IpNet;
 
-use crate::programs::{Counters, ProgramsError};
+use crate::programs::ProgramsError;
 
 /// Value of a destination that is left to normal forwarding.
 pub(crate) const FORWARD: u32 = 0;
@@ -29,7 +29,8 @@ pub(crate) struct Maps {
     /// By address in host byte order, as the tunnel key has it.
     peers: HashMap<MapData, u32, u32>,
     peers6: HashMap<MapData, [u8; 16], u32>,
-    counters: PerCpuArray<MapData, u64>,
+    blocked: PerCpuArray<MapData, u64>,
+    traffic: PerCpuArray<MapData, EgressTraffic>,
 }
 
 /// A pod's address on its interface, and its policy set.
@@ -74,7 +75,8 @@ impl Maps {
             vnis: take("vnis").try_into().map_err(map_error("vnis"))?,
             peers: take("peers").try_into().map_err(map_error("peers"))?,
             peers6: take("peers6").try_into().map_err(map_error("peers6"))?,
-            counters: take("counters").try_into().map_err(map_error("counters"))?,
+            blocked: take("blocked").try_into().map_err(map_error("blocked"))?,
+            traffic: take("traffic").try_into().map_err(map_error("traffic"))?,
         })
     }
 
@@ -187,19 +189,31 @@ impl Maps {
         .map_err(map_error("peers"))
     }
 
-    /// Adds up the counters of all CPUs, in the order of `enum counter` in the C source.
-    pub(crate) fn counters(&self) -> Result<Counters, ProgramsError> {
-        let read = |index: u32| match self.counters.get(&index, 0) {
-            Ok(values) => Ok(values.iter().sum()),
-            Err(source) => Err(map_error("counters")(source)),
+    /// How many packets ended in the programs for a reason, on all CPUs.
+    pub(crate) fn blocked(&self, reason: Reason) -> Result<u64, ProgramsError> {
+        let values = self.blocked.get(&(reason as u32), 0);
+        Ok(values.map_err(map_error("blocked"))?.iter().sum())
+    }
+
+    /// What was counted for an egress index, on all CPUs.
+    pub(crate) fn traffic(&self, index: u32) -> Result<EgressTraffic, ProgramsError> {
+        let mut sum = EgressTraffic::default();
+        let values = self.traffic.get(&index, 0).map_err(map_error("traffic"))?;
+        for value in values.iter() {
+            sum.steered += value.steered;
+            sum.received += value.received;
+        }
+        Ok(sum)
+    }
+
+    /// Lets an index count from 0: it stands for another egress IP now.
+    pub(crate) fn reset_traffic(&mut self, index: u32) -> Result<(), ProgramsError> {
+        let cpus = aya::util::nr_cpus().unwrap_or_default();
+        let Ok(zeros) = PerCpuValues::try_from(vec![EgressTraffic::default(); cpus]) else {
+            return Ok(());
         };
-        Ok(Counters {
-            steered: read(0)?,
-            decapsulated: read(1)?,
-            no_egress: read(2)?,
-            unknown_peer: read(3)?,
-            unknown_egress_id: read(4)?,
-        })
+        let set = self.traffic.set(index, zeros, 0);
+        set.map_err(map_error("traffic"))
     }
 }
 
@@ -217,6 +231,43 @@ pub(crate) fn map_error(name: &'static str) -> impl FnOnce(MapError) -> Programs
         _ => ProgramsError::Map { name, source },
     }
 }
+
+/// Keys of `blocked`: the order is that of `enum reason` in the C source.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Reason {
+    Dropped,
+    NoEgress,
+    UnknownPeer,
+    UnknownVni,
+}
+
+/// Packets and bytes.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Packets; one that the kernel carries in many segments counts as so many.
+    pub packets: u64,
+    /// Bytes with the Ethernet header.
+    pub bytes: u64,
+}
+
+impl std::ops::AddAssign for Traffic {
+    fn add_assign(&mut self, other: Self) {
+        self.packets += other.packets;
+        self.bytes += other.bytes;
+    }
+}
+
+/// Value of `traffic`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct EgressTraffic {
+    pub(crate) steered: Traffic,
+    pub(crate) received: Traffic,
+}
+
+// SAFETY: plain integers, `repr(C)`, no padding.
+unsafe impl Pod for EgressTraffic {}
 
 /// An address in network byte order, as the maps of its family have it.
 trait Octets: Pod + Into<IpAddr> {

@@ -12,10 +12,10 @@ pub struct InvalidMarkMask(u32);
 /// The bits of the packet mark that egressnat uses; all others stay as they are.
 ///
 /// The highest bit says "into the tunnel", the others are a small index that means something on this node only: 0 is no
-/// decision, 1 keeps the pod's address, from 2 on one per egress IP, and the largest leaves the packet to the node's routes
-/// and the masquerade rules.
+/// decision, 1 keeps the pod's address, from 2 on one per egress IP, and the two largest leave the packet to the node's routes
+/// and the masquerade rules: the last if no policy selects the pod, the one before if none decides about the destination.
 ///
-/// The default `0x07ff0000` has room for 1,021 egress IPs a node. It leaves kube-proxy's `0x4000` and `0x8000` alone, and
+/// The default `0x07ff0000` has room for 1,020 egress IPs a node. It leaves kube-proxy's `0x4000` and `0x8000` alone, and
 /// the low bits that CNIs and meshes like. Calico's and Cilium's defaults reach into the upper half: give a mask that
 /// they are told to leave free.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,14 +64,24 @@ impl MarkMask {
         index << self.shift()
     }
 
-    /// The mark of packets of known pods that no policy decides.
+    /// The mark of packets of known pods that no policy selects.
     pub(crate) fn forward(self) -> u32 {
         self.0 & !self.tunnel()
     }
 
-    /// The largest index of an egress IP: the one above it is [`forward`](Self::forward).
+    /// The mark of packets of pods that policies select, to a destination that none of them decides about.
+    pub(crate) fn passed(self) -> u32 {
+        self.of_index(self.max_index() + 1)
+    }
+
+    /// All our bits but the one in which [`forward`](Self::forward) and [`passed`](Self::passed) differ.
+    pub(crate) fn left_to_node(self) -> u32 {
+        self.0 & !(1 << self.shift())
+    }
+
+    /// The largest index of an egress IP: those above it are [`passed`](Self::passed) and [`forward`](Self::forward).
     pub(crate) fn max_index(self) -> u32 {
-        (1 << (self.0.count_ones() - 1)) - 2
+        (1 << (self.0.count_ones() - 1)) - 3
     }
 }
 
@@ -102,11 +112,15 @@ mod tests {
     }
 
     #[test]
-    fn the_default_has_a_tunnel_bit_and_1021_egress_ips() {
+    fn the_default_has_a_tunnel_bit_and_1020_egress_ips() {
         let mark = MarkMask::default();
         assert_eq!(mark.tunnel(), 0x0400_0000);
-        assert_eq!(mark.max_index() - crate::maps::KEEP, 1021);
+        assert_eq!(mark.max_index() - crate::maps::KEEP, 1020);
         assert_eq!(mark.of_index(2), 0x0002_0000);
-        assert_eq!(mark.forward(), mark.of_index(mark.max_index() + 1));
+        assert_eq!(mark.forward(), mark.of_index(mark.max_index() + 2));
+        assert_eq!(
+            mark.forward() & mark.left_to_node(),
+            mark.passed() & mark.left_to_node()
+        );
     }
 }

@@ -161,21 +161,6 @@ impl std::fmt::Display for Hook {
     }
 }
 
-/// What the eBPF programs counted, in packets.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Counters {
-    /// Marked on the way out of a pod.
-    pub steered: u64,
-    /// Accepted from the tunnel.
-    pub decapsulated: u64,
-    /// Dropped at the tunnel device: no egress IP for the mark.
-    pub no_egress: u64,
-    /// Dropped on the gateway node: the sender is no node of the cluster (E47).
-    pub unknown_peer: u64,
-    /// Dropped on the gateway node: it does not translate to that egress IP.
-    pub unknown_egress_id: u64,
-}
-
 /// The loaded programs, and where their links are pinned.
 pub(crate) struct Programs {
     ebpf: Ebpf,

@@ -207,6 +207,7 @@ mod tests {
                 source: "10.10.1.2".parse().unwrap(),
                 destination: destination.parse().unwrap(),
                 answered_by: destination.parse().unwrap(),
+                answering_port: 0,
                 seen_as: seen_as.parse().unwrap(),
                 protocol: None,
                 identity: Vec::new(),

@@ -19,20 +19,47 @@ pub(super) const OBJECT_COUNTER: u32 = 1;
 pub(crate) enum Counter {
     /// What the guard dropped.
     Undecided,
+    /// What a Service led to a strict destination.
+    Redirected,
+    /// What should go into a tunnel that is not there.
+    NoTunnel,
+    /// What has an egress IP that is elsewhere.
+    NotHeld,
+    /// What came to a floating IP unasked.
+    Inbound,
+    /// What had a floating IP whose deadline had come.
+    Expired,
 }
 
 impl Counter {
-    pub(super) const ALL: [Counter; 1] = [Counter::Undecided];
+    pub(super) const ALL: [Counter; 6] = [
+        Counter::Undecided,
+        Counter::Redirected,
+        Counter::NoTunnel,
+        Counter::NotHeld,
+        Counter::Inbound,
+        Counter::Expired,
+    ];
 
     pub(super) fn as_cstr(self) -> &'static CStr {
         match self {
             Counter::Undecided => c"undecided",
+            Counter::Redirected => c"redirected",
+            Counter::NoTunnel => c"no_tunnel",
+            Counter::NotHeld => c"not_held",
+            Counter::Inbound => c"inbound",
+            Counter::Expired => c"expired",
         }
     }
 
     fn comment(self) -> &'static CStr {
         match self {
             Counter::Undecided => c"dropped by the guard: no decision, to a strict destination",
+            Counter::Redirected => c"dropped by the guard: a Service leads to a strict destination",
+            Counter::NoTunnel => c"dropped: steered, and there is no tunnel",
+            Counter::NotHeld => c"dropped: the egress IP is not on this node",
+            Counter::Inbound => c"dropped: to a floating IP, of no known connection",
+            Counter::Expired => c"dropped: the deadline of the floating IP has come",
         }
     }
 

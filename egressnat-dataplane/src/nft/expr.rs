@@ -137,6 +137,11 @@ pub(super) fn protocol() -> Expr {
     load_meta(libc::NFT_META_L4PROTO)
 }
 
+/// `oifname`, as the name of an interface fills its field
+pub(super) fn out_interface() -> Expr {
+    load_meta(libc::NFT_META_OIFNAME)
+}
+
 /// `meta mark set`
 pub(super) fn set_mark() -> Expr {
     expr(
@@ -171,13 +176,27 @@ pub(super) fn ct_state() -> Expr {
     load_ct(libc::NFT_CT_STATE)
 }
 
+/// `ct status`
+pub(super) fn ct_status() -> Expr {
+    load_ct(libc::NFT_CT_STATUS)
+}
+
 /// `& mask`, of a number in host byte order.
 pub(super) fn and(mask: u32) -> Expr {
     and_octets(&mask.to_ne_bytes())
 }
 
+/// `& mask | bits`, of a number in host byte order.
+pub(super) fn and_or(mask: u32, bits: u32) -> Expr {
+    bitwise(&(mask & !bits).to_ne_bytes(), &bits.to_ne_bytes())
+}
+
 /// `& mask`, byte by byte.
 pub(super) fn and_octets(mask: &[u8]) -> Expr {
+    bitwise(mask, &vec![0; mask.len()])
+}
+
+fn bitwise(mask: &[u8], bits: &[u8]) -> Expr {
     expr(
         c"bitwise",
         vec![
@@ -185,10 +204,7 @@ pub(super) fn and_octets(mask: &[u8]) -> Expr {
             (sys::NFTNL_EXPR_BITWISE_DREG, Value::U32(REGISTER)),
             (sys::NFTNL_EXPR_BITWISE_LEN, Value::U32(mask.len() as u32)),
             (sys::NFTNL_EXPR_BITWISE_MASK, Value::Data(mask.into())),
-            (
-                sys::NFTNL_EXPR_BITWISE_XOR,
-                Value::Data(vec![0; mask.len()]),
-            ),
+            (sys::NFTNL_EXPR_BITWISE_XOR, Value::Data(bits.into())),
         ],
     )
 }
@@ -214,11 +230,11 @@ pub(super) fn is_not(data: &[u8]) -> Expr {
     compare(libc::NFT_CMP_NEQ, data)
 }
 
+/// The kernel tells flags even where there are none, so that we do.
 fn lookup(set: &CStr, flags: u32, destination: Option<u32>) -> Expr {
     let mut attributes = vec![
         (sys::NFTNL_EXPR_LOOKUP_SREG, Value::U32(REGISTER)),
         (sys::NFTNL_EXPR_LOOKUP_SET, Value::Text(set.into())),
-        // The kernel tells flags even where there are none.
         (sys::NFTNL_EXPR_LOOKUP_FLAGS, Value::U32(flags)),
     ];
     attributes
@@ -244,7 +260,7 @@ pub(super) fn map(set: &CStr) -> Expr {
 /// `NF_NAT_RANGE_MAP_IPS` (`linux/netfilter/nf_nat.h`).
 const MAP_ADDRESSES: u32 = 1;
 
-/// `snat to` the loaded address
+/// `snat to` the loaded address: with the packet's own it is translated to what it is, so that nobody behind us does otherwise
 pub(super) fn snat(family: Family) -> Expr {
     expr(
         c"nat",

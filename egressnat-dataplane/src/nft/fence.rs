@@ -15,6 +15,7 @@ use std::time::Duration;
 use nftnl::{Batch, Chain, ChainType, Hook, MsgType, ProtoFamily, Table};
 
 use super::batch::NftError;
+use super::counter::Counter;
 use super::expr::{self, Expr, rule};
 use super::inventory::altered;
 use super::owner::{Owner, Standing};
@@ -173,14 +174,15 @@ fn declare_arp(batch: &mut Batch) {
         ),
     ] {
         let chain = base_chain(name, &table, ChainType::Filter, hook, 0, batch);
-        let exprs = expired(address);
+        let exprs = expired(address, expr::counter());
         batch.add(&rule(&chain, comment, &exprs), MsgType::Add);
     }
 }
 
 /// Drops packets for a fenced address, on their way in, and questions of neighbors who has it.
 pub(super) fn add_inbound(family: Family, chain: &Chain<'_>, batch: &mut Batch) {
-    let exprs = expired(expr::destination(family));
+    let counter = || expr::named_counter(Counter::Expired);
+    let exprs = expired(expr::destination(family), counter());
     let comment = c"the deadline of the floating IP has come: nothing comes in";
     batch.add(&rule(chain, comment, &exprs), MsgType::Add);
     if family == Family::Ipv6 {
@@ -191,7 +193,7 @@ pub(super) fn add_inbound(family: Family, chain: &Chain<'_>, batch: &mut Batch) 
             expr::icmpv6_type(),
             expr::is(&[SOLICITATION]),
         ];
-        exprs.extend(expired(expr::neighbor()));
+        exprs.extend(expired(expr::neighbor(), counter()));
         let comment = c"the deadline of the floating IP has come: nobody asks who has it";
         batch.add(&rule(chain, comment, &exprs), MsgType::Add);
     }
@@ -199,18 +201,19 @@ pub(super) fn add_inbound(family: Family, chain: &Chain<'_>, batch: &mut Batch) 
 
 /// Drops packets from a fenced address, behind all source NAT: a flow keeps its binding as long as it lasts.
 pub(super) fn add_outbound(family: Family, chain: &Chain<'_>, batch: &mut Batch) {
-    let exprs = expired(expr::source(family));
+    let counter = expr::named_counter(Counter::Expired);
+    let exprs = expired(expr::source(family), counter);
     let comment = c"the deadline of the floating IP has come: nothing goes out";
     batch.add(&rule(chain, comment, &exprs), MsgType::Add);
 }
 
 /// Drops what has an address that is fenced and not held.
-fn expired(address: Expr) -> [Expr; 5] {
+fn expired(address: Expr, counter: Expr) -> [Expr; 5] {
     [
         address,
         expr::is_in(SetName::Fenced.as_cstr()),
         expr::is_not_in(SetName::Held.as_cstr()),
-        expr::counter(),
+        counter,
         expr::drop_packet(),
     ]
 }

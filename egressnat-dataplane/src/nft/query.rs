@@ -23,6 +23,8 @@ struct Element {
     is_end: bool,
     /// When it will go by itself.
     expires_in: Option<Duration>,
+    /// How often it was looked up, if it counts.
+    packets: u64,
 }
 
 /// The addresses of a plain set.
@@ -54,6 +56,16 @@ pub(super) fn mappings(family: Family, name: SetName) -> Result<BTreeSet<(u32, I
     };
     let elements = elements(family.into(), name)?.into_iter();
     Ok(elements.filter_map(mapping).collect())
+}
+
+/// How many connections were translated to each address of a map.
+pub(super) fn connections(
+    family: Family,
+    name: SetName,
+) -> Result<BTreeMap<IpAddr, u64>, NftError> {
+    let counted = |element: Element| Some((from_octets(&element.data?)?, element.packets));
+    let elements = elements(family.into(), name)?.into_iter();
+    Ok(elements.filter_map(counted).collect())
 }
 
 /// The ranges of an interval set.
@@ -136,13 +148,28 @@ unsafe extern "C" fn collect(element: *mut sys::nftnl_set_elem, into: *mut c_voi
         let expiration = sys::NFTNL_SET_ELEM_EXPIRATION as u16;
         let expires_in = sys::nftnl_set_elem_is_set(element, expiration)
             .then(|| Duration::from_millis(sys::nftnl_set_elem_get_u64(element, expiration)));
+        let mut packets = 0u64;
+        sys::nftnl_set_elem_expr_foreach(element, Some(count), (&raw mut packets).cast());
         if let Some(key) = value(sys::NFTNL_SET_ELEM_KEY) {
             elements.push(Element {
                 expires_in,
                 key,
                 data: value(sys::NFTNL_SET_ELEM_DATA),
                 is_end: flags & libc::NFT_SET_ELEM_INTERVAL_END as u32 != 0,
+                packets,
             });
+        }
+    }
+    0
+}
+
+/// Adds the packets of a counter to the number behind `into`.
+unsafe extern "C" fn count(expr: *mut sys::nftnl_expr, into: *mut c_void) -> i32 {
+    // SAFETY: libnftnl hands out a valid expression and our own pointer; ours count and do nothing else.
+    unsafe {
+        let packets = sys::NFTNL_EXPR_CTR_PACKETS as u16;
+        if sys::nftnl_expr_is_set(expr, packets) {
+            *into.cast::<u64>() += sys::nftnl_expr_get_u64(expr, packets);
         }
     }
     0

@@ -17,6 +17,7 @@ use super::masquerade;
 use super::owner::{Owner, Standing};
 use super::query;
 use super::set::{Change, Elements, SetName};
+use crate::config::Config;
 use crate::family::Family;
 use crate::mark::MarkMask;
 
@@ -28,20 +29,27 @@ pub(crate) const TABLE: &CStr = c"egressnat";
 pub(super) const MASQUERADE: &CStr = c"masquerade_rules";
 
 /// Counts up with every change of chains, rules or sets: a table of another layout is replaced in one batch.
-const LAYOUT: u32 = 2;
+const LAYOUT: u32 = 3;
 
 /// Priorities at the hooks (netfilter's `nf_ip_hook_priorities`).
 const RAW: i32 = -300;
 /// After connection tracking (-200), where `ct` can be read; before filters (0).
 const MANGLE: i32 = -150;
-/// Before other source NAT (100): what we decide is decided.
+/// The first that the kernel takes for source NAT, which is behind connection tracking (-200): who translates first decides, and
+/// all source NAT happens at one point (100), in the order of these numbers.
+const FIRST_SRCNAT: i32 = -199;
+/// Before other source NAT (100), behind what others put there on purpose.
 const BEFORE_SRCNAT: i32 = 95;
+/// Behind destination NAT (-100), before routing.
+const AFTER_DSTNAT: i32 = -90;
 /// After all source NAT.
 const AFTER_SRCNAT: i32 = 110;
 
 /// `ct state` bits.
 const CT_INVALID_OR_NEW: u32 = 1 | 8;
 const CT_DIRECTION_REPLY: u8 = 1;
+/// `ct status dnat`
+const CT_STATUS_DNAT: u32 = 1 << 5;
 
 /// The table of a family as it should be: which bits and which port its rules name.
 #[derive(Debug, Clone)]
@@ -49,14 +57,16 @@ pub(crate) struct Ruleset {
     family: Family,
     mark: MarkMask,
     tunnel_port: u16,
+    tunnel_device: String,
 }
 
 impl Ruleset {
-    pub(crate) fn new(family: Family, mark: MarkMask, tunnel_port: u16) -> Self {
+    pub(crate) fn new(family: Family, config: &Config) -> Self {
         Self {
             family,
-            mark,
-            tunnel_port,
+            mark: config.mark,
+            tunnel_port: config.tunnel_port,
+            tunnel_device: config.tunnel_device.clone(),
         }
     }
 
@@ -75,8 +85,8 @@ impl Ruleset {
 
     fn comment(&self) -> CString {
         let text = format!(
-            "egressnat layout {LAYOUT}, mark {}, port {}: egress NAT gateway, written by egressnat-agent",
-            self.mark, self.tunnel_port
+            "egressnat layout {LAYOUT}, mark {}, port {}, device {}: egress NAT gateway, written by egressnat-agent",
+            self.mark, self.tunnel_port, self.tunnel_device
         );
         CString::new(text).expect("no NUL in it")
     }
@@ -128,8 +138,10 @@ impl Ruleset {
         let table = Table::new(TABLE, self.family.into());
         self.raw_chains(&table, batch);
         self.prerouting_chain(&table, batch);
+        self.redirected_chain(&table, batch);
         self.guard_chain(&table, batch);
         self.masquerade_chain(&table, rules, batch);
+        self.decided_chain(&table, batch);
         self.postrouting_chain(&table, batch);
         self.last_chain(&table, batch);
     }
@@ -191,20 +203,51 @@ impl Ruleset {
             expr::ct_state(),
             expr::and(CT_INVALID_OR_NEW),
             expr::is_not(&0u32.to_ne_bytes()),
-            expr::counter(),
+            expr::named_counter(Counter::Inbound),
             expr::drop_packet(),
         ];
         let comment = c"floating IPs take no new connections and answer no unknown flow";
         batch.add(&rule(&chain, comment, &inbound), MsgType::Add);
     }
 
-    fn postrouting_chain(&self, table: &Table, batch: &mut Batch) {
+    /// A Service may lead a packet elsewhere than where it was steered by. To inside of the cluster nothing is egress (E12).
+    fn redirected_chain(&self, table: &Table, batch: &mut Batch) {
         let chain = base_chain(
-            c"postrouting",
+            c"redirected",
+            table,
+            ChainType::Filter,
+            Hook::PreRouting,
+            AFTER_DSTNAT,
+            batch,
+        );
+        let inside = [
+            expr::ct_status(),
+            expr::and(CT_STATUS_DNAT),
+            expr::is_not(&0u32.to_ne_bytes()),
+            expr::ct_direction(),
+            expr::is_not(&[CT_DIRECTION_REPLY]),
+            expr::mark(),
+            expr::and(self.mark.mask()),
+            expr::is_not(&0u32.to_ne_bytes()),
+            expr::destination(self.family),
+            expr::is_in(SetName::InternalRanges.as_cstr()),
+            expr::mark(),
+            expr::and_or(!self.mark.mask(), self.mark.passed()),
+            expr::set_mark(),
+        ];
+        let comment = c"a Service leads into the cluster: not egress";
+        batch.add(&rule(&chain, comment, &inside), MsgType::Add);
+    }
+
+    /// What is decided is decided: every packet here gets its translation, if only to the address that it has, and nobody behind
+    /// translates it otherwise.
+    fn decided_chain(&self, table: &Table, batch: &mut Batch) {
+        let chain = base_chain(
+            c"decided",
             table,
             ChainType::Nat,
             Hook::PostRouting,
-            BEFORE_SRCNAT,
+            FIRST_SRCNAT,
             batch,
         );
         let mut add = |comment: &CStr, exprs: &[expr::Expr]| {
@@ -218,7 +261,8 @@ impl Ruleset {
                 expr::and(self.mark.tunnel()),
                 expr::is_not(&0u32.to_ne_bytes()),
                 expr::counter(),
-                expr::accept(),
+                expr::source(self.family),
+                expr::snat(self.family),
             ],
         );
         add(
@@ -228,7 +272,8 @@ impl Ruleset {
                 expr::and(ours),
                 expr::is(&self.mark.keep().to_ne_bytes()),
                 expr::counter(),
-                expr::accept(),
+                expr::source(self.family),
+                expr::snat(self.family),
             ],
         );
         add(
@@ -241,34 +286,51 @@ impl Ruleset {
                 expr::snat(self.family),
             ],
         );
+        let left_to_node = self.mark.left_to_node();
         add(
             c"its egress IP is not on this node (any more): never leaves with another address",
             &[
                 expr::mark(),
                 expr::and(ours),
                 expr::is_not(&0u32.to_ne_bytes()),
-                expr::is_not(&self.mark.forward().to_ne_bytes()),
-                expr::counter(),
+                expr::and(left_to_node),
+                expr::is_not(&(self.mark.forward() & left_to_node).to_ne_bytes()),
+                expr::named_counter(Counter::NotHeld),
                 expr::drop_packet(),
             ],
         );
-        add(
-            c"known pods: no policy decides",
-            &[
-                expr::mark(),
-                expr::and(ours),
-                expr::is(&self.mark.forward().to_ne_bytes()),
-                expr::goto(MASQUERADE),
-            ],
+    }
+
+    fn postrouting_chain(&self, table: &Table, batch: &mut Batch) {
+        let chain = base_chain(
+            c"postrouting",
+            table,
+            ChainType::Nat,
+            Hook::PostRouting,
+            BEFORE_SRCNAT,
+            batch,
         );
-        add(
-            c"pods that are not known yet",
-            &[
-                expr::source(self.family),
-                expr::is_in(SetName::PodRanges.as_cstr()),
-                expr::goto(MASQUERADE),
-            ],
-        );
+        let mut known: Vec<expr::Expr> = self.left_to_node().into();
+        known.push(expr::goto(MASQUERADE));
+        let comment = c"known pods: no policy decides";
+        batch.add(&rule(&chain, comment, &known), MsgType::Add);
+        let unknown = [
+            expr::source(self.family),
+            expr::is_in(SetName::PodRanges.as_cstr()),
+            expr::goto(MASQUERADE),
+        ];
+        let comment = c"pods that are not known yet";
+        batch.add(&rule(&chain, comment, &unknown), MsgType::Add);
+    }
+
+    /// Matches packets of known pods that no policy decides.
+    fn left_to_node(&self) -> [expr::Expr; 3] {
+        let bits = self.mark.left_to_node();
+        [
+            expr::mark(),
+            expr::and(bits),
+            expr::is(&(self.mark.forward() & bits).to_ne_bytes()),
+        ]
     }
 
     /// Every packet of a known pod is decided, and carries the decision as its mark. What comes from a pod's address and
@@ -303,6 +365,21 @@ impl Ruleset {
         ];
         let comment = c"to a strict destination, and nobody has decided about it";
         batch.add(&rule(&chain, comment, &undecided), MsgType::Add);
+        let redirected = [
+            expr::mark(),
+            expr::and(self.mark.mask()),
+            expr::is(&self.mark.passed().to_ne_bytes()),
+            expr::ct_status(),
+            expr::and(CT_STATUS_DNAT),
+            expr::is_not(&0u32.to_ne_bytes()),
+            expr::destination(self.family),
+            expr::is_in(SetName::GuardRanges.as_cstr()),
+            expr::is_not_in(SetName::InternalRanges.as_cstr()),
+            expr::named_counter(Counter::Redirected),
+            expr::drop_packet(),
+        ];
+        let comment = c"of a selected pod, and a Service leads to a strict destination";
+        batch.add(&rule(&chain, comment, &redirected), MsgType::Add);
     }
 
     /// Source NAT is not asked about a flow that has a binding already, nor about packets that conntrack calls invalid.
@@ -316,15 +393,28 @@ impl Ruleset {
             batch,
         );
         fence::add_outbound(self.family, &chain, batch);
-        let decided_to_forward = [
+        let mut name = [0; libc::IFNAMSIZ];
+        for (to, from) in name.iter_mut().zip(self.tunnel_device.bytes()) {
+            *to = from;
+        }
+        let stray = [
             expr::mark(),
-            expr::and(self.mark.mask()),
-            expr::is(&self.mark.forward().to_ne_bytes()),
+            expr::and(self.mark.tunnel()),
+            expr::is_not(&0u32.to_ne_bytes()),
+            expr::out_interface(),
+            expr::is_not(&name),
+            expr::named_counter(Counter::NoTunnel),
+            expr::drop_packet(),
+        ];
+        let comment = c"steered, and its way does not lead into the tunnel";
+        batch.add(&rule(&chain, comment, &stray), MsgType::Add);
+        let mut decided_to_forward: Vec<expr::Expr> = self.left_to_node().into();
+        decided_to_forward.extend([
             expr::mark(),
             expr::and(!self.mark.mask()),
             expr::set_mark(),
             expr::accept(),
-        ];
+        ]);
         let comment = c"known pods, no policy decides: the mark has done its work";
         batch.add(&rule(&chain, comment, &decided_to_forward), MsgType::Add);
         let exprs = [
@@ -424,6 +514,11 @@ impl Ruleset {
     /// The masquerade rules now.
     pub(crate) fn masquerade(family: Family) -> Result<MasqueradeRules, NftError> {
         masquerade::read(family)
+    }
+
+    /// How many connections were translated to each egress IP.
+    pub(crate) fn connections(family: Family) -> Result<BTreeMap<IpAddr, u64>, NftError> {
+        query::connections(family, SetName::EgressIps)
     }
 
     /// How many packets a counter has.

@@ -139,6 +139,12 @@ impl Elements {
                     NETWORK_ORDER,
                 );
             }
+            if is_map {
+                // Each look-up of an element is a new connection: the kernel gives each a counter of its own.
+                let counter = NonNull::new(sys::nftnl_expr_alloc(c"counter".as_ptr()))
+                    .expect("libnftnl knows counters");
+                sys::nftnl_set_add_expr(raw, counter.as_ptr());
+            }
             sys::nftnl_udata_put_strz(
                 userdata,
                 sys::NFTNL_UDATA_SET_COMMENT as u8,

@@ -198,8 +198,8 @@ fn steer_gives_each_packet_of_a_known_pod_a_decision_and_leaves_foreign_bits_alo
             (addresses.pod, held, NEXT, mark.of_index(local)),
             (addresses.pod, kept, NEXT, mark.keep()),
             (addresses.pod, dropped, SHOT, 0),
-            (addresses.pod, left, NEXT, mark.forward()),
-            (addresses.pod, elsewhere, NEXT, mark.forward()),
+            (addresses.pod, left, NEXT, mark.passed()),
+            (addresses.pod, elsewhere, NEXT, mark.passed()),
             (addresses.unselected, held, NEXT, mark.forward()),
             (addresses.stranger, held, NEXT, 0),
         ] {
@@ -240,11 +240,11 @@ fn what_is_for_the_link_of_a_pod_alone_is_never_steered_and_never_dropped() {
     };
     let mut programs = load(&pins, &everywhere, (remote, local));
     let dropped = "2001:db8::1";
-    let forward = mark.forward();
+    let passed = mark.passed();
     for (destination, protocol, kind, verdict, ours) in [
-        ("fe80::1", UDP, 0, NEXT, forward),
-        ("febf::1", UDP, 0, NEXT, forward),
-        ("ff02::1:2", UDP, 0, NEXT, forward),
+        ("fe80::1", UDP, 0, NEXT, passed),
+        ("febf::1", UDP, 0, NEXT, passed),
+        ("ff02::1:2", UDP, 0, NEXT, passed),
         (dropped, UDP, 135, SHOT, 0),
         (dropped, ICMPV6, 128, SHOT, 0),
         (dropped, ICMPV6, 132, SHOT, 0),

@@ -176,9 +176,9 @@ fn filters_of_others_come_first_and_stay_with_their_queueing_discipline() {
     // Both see packets first, and what they let pass is decided.
     assert_eq!(network.seen_by_udp("10.10.1.2", SERVER), None);
     let report = network.open("n1", async |mut dataplane| {
-        let before = dataplane.counters().unwrap().steered;
+        let before = dataplane.counters().unwrap().steered();
         let report = dataplane.apply(&plan("n1", "n2")).await;
-        assert_eq!(dataplane.counters().unwrap().steered, before);
+        assert_eq!(dataplane.counters().unwrap().steered(), before);
         report
     });
     assert_eq!((report.changes, report.failures), (0, vec![]));

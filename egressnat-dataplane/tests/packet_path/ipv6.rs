@@ -294,7 +294,9 @@ fn an_unknown_address_of_ipv6_reaches_all_but_strict_destinations_and_is_counted
     assert_eq!(network.seen_by_udp(pod, SERVER6), None, "E43");
     assert_eq!(network.seen_by_tcp(pod, SERVER6), None, "E43");
     assert!(!network.is_pinged(pod, SERVER6), "E43");
-    let told = network.open("n1", async |dataplane| dataplane.undecided().unwrap());
+    let told = network.open("n1", async |dataplane| {
+        dataplane.counters().unwrap().blocked.undecided
+    });
     assert_eq!(told, undecided());
     assert!(told >= 3, "{told}");
     assert_eq!(network.seen_by_tcp(pod, OTHER_SERVER6), seen(NODES[0]));
@@ -354,7 +356,7 @@ fn steered_packets_of_ipv6_are_accepted_from_nodes_only_e47() {
     network.apply("n2", stranger);
     assert_eq!(network.seen_by_udp(PODS[0], SERVER6), None);
     let counters = network.open("n2", async |dataplane| dataplane.counters().unwrap());
-    assert!(counters.unknown_peer > 0, "{counters:?}");
+    assert!(counters.blocked.unknown_peer > 0, "{counters:?}");
     network.apply_both("n2");
     assert_eq!(network.seen_by_udp(PODS[0], SERVER6), seen(FLOATING6));
 }
@@ -366,7 +368,7 @@ fn what_the_kernel_says_on_the_tunnel_device_by_itself_is_no_lost_packet() {
     // Reports of multicast groups and router solicitations come by themselves; this one at once.
     network.told("n1", "ping -6 -c1 -W1 -I egressnat0 ff02::2");
     let counters = network.open("n1", async |dataplane| dataplane.counters().unwrap());
-    assert_eq!(counters.no_egress, 0);
+    assert_eq!(counters.blocked.no_egress, 0);
 }
 
 #[test]

@@ -41,8 +41,12 @@ impl Network {
     fn egress(&self) -> Vec<(u64, u64, String)> {
         let counted = |node: &str| {
             let counters = self.open(node, async |dataplane| dataplane.counters().unwrap());
-            let chain = self.exec(node, "nft list chain ip egressnat postrouting");
-            (counters.steered, counters.decapsulated, chain)
+            let chain = self.exec(node, "nft list chain ip egressnat decided");
+            (
+                counters.steered().packets,
+                counters.received().packets,
+                chain,
+            )
         };
         ["n1", "n2"].map(counted).into()
     }

@@ -40,15 +40,11 @@ fn from_floating(wire: &Wire) -> usize {
 
 /// What n2 dropped because a floating IP takes no new connections.
 fn inbound_drops(network: &Network) -> u64 {
-    let chain = network.exec("n2", "nft list chain ip egressnat prerouting");
-    let rule = chain.lines().find(|line| line.contains("floating_ips"));
-    let mut words = rule.unwrap().split_whitespace();
-    words.find(|word| *word == "packets");
-    words.next().unwrap().parse().unwrap()
+    network.counters("n2").blocked.inbound
 }
 
 impl Network {
-    fn counters(&self, node: &str) -> Counters {
+    pub(crate) fn counters(&self, node: &str) -> Counters {
         self.open(node, async |dataplane| dataplane.counters().unwrap())
     }
 }
@@ -68,14 +64,15 @@ fn tunnel_packets_are_taken_from_nodes_only() {
         network.inject("out", &packet);
     }
     eventually(2, || {
-        network.counters("n2").unknown_peer - before.unknown_peer
+        network.counters("n2").blocked.unknown_peer - before.blocked.unknown_peer
     });
     // From a node, for an address that is not here.
     network.inject(
         "n1",
         &inner(6001).tunneled("192.168.1.1", FLOATING, vni ^ 1),
     );
-    let unknown = || network.counters("n2").unknown_egress_id - before.unknown_egress_id;
+    let unknown =
+        || network.counters("n2").blocked.unknown_egress_id - before.blocked.unknown_egress_id;
     eventually(1, unknown);
     // From a node, as it should be: what was refused before would have been here by now.
     network.inject("n1", &inner(6002).tunneled("192.168.1.1", FLOATING, vni));
@@ -100,7 +97,7 @@ fn a_pod_that_makes_tunnel_packets_itself_is_no_node() {
         network.inject(pod, &inner.tunneled(pod, FLOATING, vni));
     }
     eventually(2, || {
-        network.counters("n2").unknown_peer - before.unknown_peer
+        network.counters("n2").blocked.unknown_peer - before.blocked.unknown_peer
     });
     let tunneled = arriving.wait_for("its packet", |p| {
         p.ports().is_some_and(|ports| ports.1 == TUNNEL_PORT)

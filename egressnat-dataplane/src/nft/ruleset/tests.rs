@@ -16,6 +16,15 @@ fn in_new_namespace(work: impl FnOnce() + Send + 'static) {
     }
 }
 
+fn ruleset(family: Family, mark: MarkMask, tunnel_port: u16) -> Ruleset {
+    let config = Config {
+        mark,
+        tunnel_port,
+        ..Config::default()
+    };
+    Ruleset::new(family, &config)
+}
+
 fn matched(text: &str) -> MasqueradeMatch {
     let (destination, source) = text.split_once(" from ").unwrap_or((text, ""));
     MasqueradeMatch {
@@ -45,8 +54,8 @@ fn a_table_of_another_layout_is_replaced_with_what_it_holds() {
 fn replace_table(family: Family, ranges: [&str; 2], floating: &str, inside: &str) {
     let mut owner = Owner::open(TableOwnership::default()).unwrap();
     let mark = MarkMask::DEFAULT;
-    assert!(Ruleset::new(family, mark, 1).ensure(&mut owner).unwrap());
-    assert!(!Ruleset::new(family, mark, 1).ensure(&mut owner).unwrap());
+    assert!(ruleset(family, mark, 1).ensure(&mut owner).unwrap());
+    assert!(!ruleset(family, mark, 1).ensure(&mut owner).unwrap());
     let [pods, guarded] = ranges.map(|range| range.parse::<IpNet>().unwrap());
     let floating: IpAddr = floating.parse().unwrap();
     Ruleset::change(
@@ -64,7 +73,7 @@ fn replace_table(family: Family, ranges: [&str; 2], floating: &str, inside: &str
     let rules = BTreeMap::from([(matched(inside), MasqueradeAction::Keep)]);
     Ruleset::change_masquerade(&owner, family, &rules, &[]).unwrap();
 
-    assert!(Ruleset::new(family, mark, 2).ensure(&mut owner).unwrap());
+    assert!(ruleset(family, mark, 2).ensure(&mut owner).unwrap());
     assert_eq!(
         Ruleset::ranges(family, SetName::PodRanges).unwrap(),
         [pods].into()
@@ -79,7 +88,7 @@ fn replace_table(family: Family, ranges: [&str; 2], floating: &str, inside: &str
 
     // With another mask the marks mean something else.
     let other = MarkMask::new(0x00ff_0000).unwrap();
-    assert!(Ruleset::new(family, other, 2).ensure(&mut owner).unwrap());
+    assert!(ruleset(family, other, 2).ensure(&mut owner).unwrap());
     assert_eq!(mapped(), BTreeSet::new());
     assert_eq!(
         Ruleset::addresses(family, SetName::FloatingIps).unwrap(),
@@ -94,7 +103,7 @@ fn the_kernel_tells_a_table_as_it_was_declared() {
     in_new_namespace(|| {
         let mut owner = Owner::open(TableOwnership::Never).unwrap();
         for (family, inside) in [(Family::Ipv4, "10.0.0.0/8"), (Family::Ipv6, "fd00:10::/32")] {
-            let ruleset = Ruleset::new(family, MarkMask::DEFAULT, 1);
+            let ruleset = ruleset(family, MarkMask::DEFAULT, 1);
             assert!(ruleset.ensure(&mut owner).unwrap());
             let rules = BTreeMap::from([(matched(inside), MasqueradeAction::Keep)]);
             Ruleset::change_masquerade(&owner, family, &rules, &[]).unwrap();
@@ -139,7 +148,7 @@ fn masquerade_rules_stand_in_the_order_of_precedence_whenever_they_came() {
 fn change_rules(family: Family, all: [MasqueradeMatch; 8]) {
     let mut owner = Owner::open(TableOwnership::default()).unwrap();
     assert!(
-        Ruleset::new(family, MarkMask::DEFAULT, 1)
+        ruleset(family, MarkMask::DEFAULT, 1)
             .ensure(&mut owner)
             .unwrap()
     );
