@@ -16,14 +16,14 @@ fn seen(address: &str) -> Option<String> {
 }
 
 /// A node's plan that does not know a pod.
-fn without(mut plan: NodePlan, pod: &str) -> NodePlan {
+pub(crate) fn without(mut plan: NodePlan, pod: &str) -> NodePlan {
     plan.pods.remove(&pod.parse::<IpAddr>().unwrap());
     plan
 }
 
 impl Network {
     /// Counts what comes to the server from another address than the floating IP.
-    fn watch_for_leaks(&self) {
+    pub(crate) fn watch_for_leaks(&self) {
         let to_server = format!("ip daddr {SERVER}");
         self.count(
             "out",
@@ -37,11 +37,11 @@ impl Network {
         );
     }
 
-    fn leaked(&self) -> u64 {
+    pub(crate) fn leaked(&self) -> u64 {
         self.counted("out", "watch", "leaked")
     }
 
-    fn undecided(&self) -> u64 {
+    pub(crate) fn undecided(&self) -> u64 {
         self.counted("n1", "egressnat", "undecided")
     }
 }

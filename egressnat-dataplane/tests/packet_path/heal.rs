@@ -66,7 +66,7 @@ impl Keeper {
 
     fn next(&self) -> Vec<Restored> {
         self.restored
-            .recv_timeout(Duration::from_secs(10))
+            .recv_timeout(Duration::from_secs(30))
             .expect("the plan is applied again")
     }
 

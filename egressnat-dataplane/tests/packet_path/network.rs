@@ -260,6 +260,11 @@ impl Network {
     /// Sends UDP datagrams from a namespace to port 80 as fast as it can, until it is dropped. Starts before it returns, whether
     /// there is a network yet or not.
     pub(crate) fn send(&self, from: &str, to: &str) -> Sender {
+        self.send_every(from, to, Duration::ZERO)
+    }
+
+    /// As `send`, with a pause between datagrams, for tests that need the machine for something else too.
+    pub(crate) fn send_every(&self, from: &str, to: &str, pause: Duration) -> Sender {
         let to = SocketAddr::from((to.parse::<IpAddr>().unwrap(), PORT));
         let socket = self.enter(from, move || UdpSocket::bind(any(to)).unwrap());
         let stop = Arc::new(AtomicBool::new(false));
@@ -267,7 +272,10 @@ impl Network {
         thread::spawn(move || {
             while !is_over.load(Ordering::Relaxed) {
                 let _ = socket.send_to(b"?", to);
-                thread::yield_now();
+                match pause {
+                    Duration::ZERO => thread::yield_now(),
+                    pause => thread::sleep(pause),
+                }
             }
         });
         Sender(stop)
@@ -332,10 +340,28 @@ impl Network {
         node: &str,
         work: impl AsyncFnOnce(Dataplane) -> T + Send + 'static,
     ) -> T {
-        let config = self.config(node);
+        self.open_with(node, self.config(node), work)
+    }
+
+    /// As `open`, with a configuration of one's own.
+    pub(crate) fn open_with<T: Send + 'static>(
+        &self,
+        node: &str,
+        config: Config,
+        work: impl AsyncFnOnce(Dataplane) -> T + Send + 'static,
+    ) -> T {
         self.enter(node, move || {
             runtime().block_on(async { work(Dataplane::open(config).await.unwrap()).await })
         })
+    }
+
+    /// Forgets everything of ours on a node, but what is on a disk.
+    pub(crate) fn reboot(&self, node: &str) {
+        let config = self.config(node);
+        let report = self.enter(node, move || {
+            runtime().block_on(egressnat_dataplane::cleanup(&config))
+        });
+        assert_eq!(report.failures, []);
     }
 
     /// Opens a node's packet path, applies a plan, and lets go of it.

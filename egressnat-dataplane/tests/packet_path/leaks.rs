@@ -1,0 +1,300 @@
+//! E43 under fire: while things break, not one packet of a selected pod reaches a strict destination with another address than
+//! the floating IP. What the server's side of the wire sees is what counts.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use egressnat_core::{NodePlan, PolicySetId, Resource};
+
+use crate::guard::{detach, without};
+use crate::network::{FLOATING, Network, OTHER_SERVER, SERVER, eventually, plan};
+
+/// Between two datagrams: often enough to hit any gap of a millisecond.
+const PAUSE: Duration = Duration::from_micros(200);
+
+/// How often each thing happens: 3 times, or 50 in the long mode.
+pub(crate) fn rounds() -> usize {
+    match std::env::var_os("EGRESSNAT_LONG") {
+        Some(_) => 50,
+        None => 3,
+    }
+}
+
+impl Network {
+    fn translated(&self) -> u64 {
+        self.counted("out", "watch", "translated")
+    }
+
+    /// Waits until traffic gets through with the floating IP.
+    fn until_translated(&self) {
+        let before = self.translated();
+        eventually(true, || self.translated() > before);
+    }
+
+    fn assert_no_leak(&self, what: &str, round: usize) {
+        assert_eq!(self.leaked(), 0, "{what}, round {round}");
+    }
+}
+
+/// Nodes with a plan each, a pod of `n1` that sends without end, and nothing leaked so far.
+fn under_fire(holder: &str) -> (Network, crate::network::Sender) {
+    let network = Network::new();
+    network.apply_all(holder);
+    network.watch_for_leaks();
+    let sender = network.send_every("10.10.1.2", SERVER, PAUSE);
+    network.until_translated();
+    (network, sender)
+}
+
+#[test]
+fn nothing_leaks_while_the_tunnel_device_is_deleted_and_no_agent_runs() {
+    let (network, _sender) = under_fire("n2");
+    for round in 0..rounds() {
+        network.ip("n1", "link del egressnat0");
+        let blocked = network.counted("n1", "egressnat", "no_tunnel");
+        eventually(true, || {
+            network.counted("n1", "egressnat", "no_tunnel") > blocked
+        });
+        network.apply("n1", plan("n1", "n2"));
+        network.until_translated();
+        network.assert_no_leak("tunnel device deleted", round);
+    }
+}
+
+#[test]
+fn nothing_leaks_while_others_take_away_rule_route_device_and_programs_under_an_agent() {
+    let (network, _sender) = under_fire("n2");
+    let keeper = network.keep("n1", network.config("n1"), plan("n1", "n2"));
+    let interface = network.exec("n1", "cat /sys/class/net/veth2/ifindex");
+    let pin = network
+        .pins("n1")
+        .join(format!("v1/link_steer_{}", interface.trim()));
+    for round in 0..rounds() {
+        for (resource, command) in [
+            (Resource::RoutingRule, "ip rule del priority 1190"),
+            (Resource::Route, "ip route flush table 1190"),
+            (
+                Resource::Route,
+                "ip route add 8.8.8.8/32 via 192.168.1.254 table 1190",
+            ),
+            (Resource::Device, "ip link del egressnat0"),
+        ] {
+            network.exec("n1", command);
+            keeper.wait_for(resource);
+            network.until_translated();
+            network.assert_no_leak(command, round);
+        }
+        detach(&pin);
+        keeper.wait_for(Resource::Program);
+        network.until_translated();
+        network.assert_no_leak("program detached", round);
+        // It goes by the tables of an agent that lives.
+        network.exec("n1", "nft flush ruleset");
+        network.until_translated();
+        network.assert_no_leak("ruleset flushed", round);
+    }
+}
+
+#[test]
+fn nothing_leaks_while_the_gateway_vanishes_and_comes_back() {
+    for holder in ["n2", "n1"] {
+        let (network, _sender) = under_fire(holder);
+        let port = format!("link set p{holder}");
+        for round in 0..rounds() {
+            network.ip("lan", &format!("{port} down"));
+            // Sources go on sending into nothing; nobody tells them.
+            std::thread::yield_now();
+            network.assert_no_leak("gateway off", round);
+            network.ip("lan", &format!("{port} up"));
+            network.until_translated();
+            network.assert_no_leak("gateway back", round);
+        }
+        network.assert_no_leak(holder, rounds());
+    }
+}
+
+#[test]
+fn nothing_leaks_while_policies_are_created_and_edited_under_traffic() {
+    let (network, _sender) = under_fire("n2");
+    let edited = |prefixes: &[&str]| {
+        let mut edited = plan("n1", "n2");
+        let (set, steering) = {
+            let ((set, _), steering) = edited.destinations.iter().next().unwrap();
+            (*set, *steering)
+        };
+        edited.destinations.clear();
+        edited.guard_ranges.clear();
+        for prefix in prefixes {
+            let prefix = prefix.parse().unwrap();
+            edited.destinations.insert((set, prefix), steering);
+            edited.guard_ranges.insert(prefix);
+        }
+        edited
+    };
+    // Another set of policies, which says the same.
+    let other_set = |mut plan: NodePlan| {
+        let set = PolicySetId(4711);
+        let entries = std::mem::take(&mut plan.destinations);
+        plan.destinations = entries
+            .into_iter()
+            .map(|((_, prefix), steering)| ((set, prefix), steering))
+            .collect();
+        for id in plan.pods.values_mut() {
+            if *id != PolicySetId::EMPTY {
+                *id = set;
+            }
+        }
+        plan
+    };
+    for round in 0..rounds() {
+        for next in [
+            edited(&["8.0.0.0/8"]),
+            edited(&["8.8.8.8/32", "9.9.9.0/24"]),
+            other_set(edited(&["8.8.8.8/32"])),
+            edited(&["8.8.0.0/16"]),
+            plan("n1", "n2"),
+        ] {
+            assert_eq!(network.apply("n1", next).failures, []);
+            network.until_translated();
+            network.assert_no_leak("policy edited", round);
+        }
+    }
+}
+
+#[test]
+fn nothing_leaks_after_a_reboot_before_the_first_plan() {
+    let network = Network::new();
+    network.apply("n2", plan("n2", "n2"));
+    let directory = tempfile::tempdir().unwrap();
+    let mut config = network.config("n1");
+    config.guard_file = Some(directory.path().join("guard"));
+    drop(network.keep("n1", config.clone(), plan("n1", "n2")));
+    network.watch_for_leaks();
+    for round in 0..rounds() {
+        // Nothing of an earlier life is in the kernel.
+        network.reboot("n1");
+        let sender = network.send_every("10.10.1.2", SERVER, PAUSE);
+        let kept = config.clone();
+        network.open_with("n1", kept, async |_unplanned| {});
+        // From here on it is guarded, and by nothing but the file.
+        let leaked = network.settled(|| network.leaked());
+        network.seen_by_udp("10.10.1.2", SERVER);
+        assert_eq!(network.leaked(), leaked, "round {round}");
+        assert!(network.undecided() > 0);
+        let seen = network.seen_by_tcp("10.10.1.3", OTHER_SERVER);
+        assert_eq!(seen.as_deref(), Some("192.168.1.1"));
+        let before = network.translated();
+        let keeper = network.keep("n1", config.clone(), plan("n1", "n2"));
+        eventually(true, || network.translated() > before);
+        assert_eq!(network.leaked(), leaked, "round {round}");
+        drop((sender, keeper));
+    }
+}
+
+#[test]
+fn a_service_that_leads_to_a_strict_destination_is_blocked_for_selected_pods_only() {
+    let network = Network::new();
+    network.apply_all("n2");
+    network.watch_for_leaks();
+    // As kube-proxy translates a Service whose endpoint is outside, and one with an external IP.
+    for command in [
+        "add table ip foreign",
+        "add chain ip foreign services { type nat hook prerouting priority -100 ; }",
+        "add rule ip foreign services ip daddr 10.96.0.10 dnat to 8.8.8.8",
+        "add rule ip foreign services ip daddr 8.8.8.9 dnat to 10.10.2.3",
+    ] {
+        network.exec("n1", &format!("nft {command}"));
+    }
+    network.serve("10.10.2.3", "10.10.2.3");
+    let mut with_services = plan("n1", "n2");
+    with_services
+        .internal_ranges
+        .insert("10.96.0.0/12".parse().unwrap());
+    assert_eq!(network.apply("n1", with_services).failures, []);
+    for round in 0..rounds() {
+        assert_eq!(network.seen_by_tcp("10.10.1.2", "10.96.0.10"), None);
+        assert_eq!(network.seen_by_udp("10.10.1.2", "10.96.0.10"), None);
+        network.assert_no_leak("a Service", round);
+    }
+    let redirected = network.counted("n1", "egressnat", "redirected");
+    assert!(redirected >= 2 * rounds() as u64, "{redirected}");
+    // A pod that nothing selects uses the Service, and nobody's address leaks.
+    let seen = network.seen_by_tcp("10.10.1.3", "10.96.0.10");
+    assert_eq!(seen.as_deref(), Some("192.168.1.1"));
+    // What a Service leads into the cluster is no egress, whatever the packet was first steered by (E12).
+    let seen = network.seen_by_tcp("10.10.1.2", "8.8.8.9");
+    assert_eq!(seen.as_deref(), Some("10.10.1.2"));
+}
+
+#[test]
+fn a_pod_that_sends_from_its_first_instruction_does_not_leak_in_many_rounds() {
+    let mut network = Network::new();
+    network.apply_all("n2");
+    network.watch_for_leaks();
+    let pod = "10.10.1.4";
+    let address: IpAddr = pod.parse().unwrap();
+    let set = plan("n1", "n2").pods[&IpAddr::from([10, 10, 1, 2])];
+    network.add_namespace(pod);
+    for round in 0..rounds() {
+        let sender = network.send_every(pod, SERVER, PAUSE);
+        network.connect_pod(pod);
+        let undecided = network.undecided();
+        eventually(true, || network.undecided() > undecided);
+        let mut wanted = plan("n1", "n2");
+        wanted.pods.insert(address, set);
+        assert_eq!(network.apply("n1", wanted.clone()).failures, []);
+        network.until_translated();
+        network.assert_no_leak("first instruction", round);
+        drop(sender);
+        network.ip("n1", "link del veth4");
+        network.apply("n1", without(wanted, pod));
+    }
+}
+
+impl Network {
+    /// Reads a number until it stays the same for a while.
+    fn settled(&self, read: impl Fn() -> u64) -> u64 {
+        loop {
+            let before = read();
+            std::thread::sleep(Duration::from_millis(200));
+            if read() == before {
+                return before;
+            }
+        }
+    }
+}
+
+#[test]
+fn strict_reverse_path_filters_on_all_interfaces_do_no_harm_and_what_does_is_told() {
+    let network = Network::new();
+    for name in ["all", "default", "eth0", "veth2", "veth3"] {
+        for node in ["n1", "n2"] {
+            network.sysctl(node, &format!("net.ipv4.conf.{name}.rp_filter=1"));
+        }
+    }
+    for holder in ["n2", "n1"] {
+        network.apply_all(holder);
+        for pod in ["10.10.1.2", "10.10.2.2"] {
+            let seen = network.seen_by_tcp(pod, SERVER);
+            assert_eq!(seen.as_deref(), Some(FLOATING), "{pod}, held by {holder}");
+        }
+    }
+    for (setting, object) in [
+        (
+            "net.ipv4.conf.all.src_valid_mark=1",
+            "sysctl net.ipv4.conf.veth2.src_valid_mark",
+        ),
+        (
+            "net.netfilter.nf_conntrack_tcp_loose=0",
+            "sysctl net.netfilter.nf_conntrack_tcp_loose",
+        ),
+        ("net.ipv4.ip_forward=0", "sysctl net.ipv4.ip_forward"),
+    ] {
+        network.sysctl("n1", setting);
+        let report = network.apply("n1", plan("n1", "n1"));
+        let told = |failure: &egressnat_core::Failure| {
+            failure.object == object && failure.message.contains("sysctl -w")
+        };
+        assert!(report.failures.iter().any(told), "{setting}: {report:?}");
+    }
+}

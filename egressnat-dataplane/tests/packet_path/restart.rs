@@ -1,0 +1,186 @@
+//! E45: an agent that is killed and started again loses no packet, and writes nothing that is right.
+
+use std::io::{BufRead, BufReader, Read};
+use std::net::{SocketAddr, UdpSocket};
+use std::process::{Child, ChildStdout, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use egressnat_dataplane::{Config, Dataplane};
+
+use crate::network::{FLOATING, Network, SERVER, eventually, plan, runtime};
+
+/// Nobody answers there, so that all that is measured is one way.
+const PORT: u16 = 9;
+
+/// What the process that is killed is told by.
+const NODE: &str = "EGRESSNAT_TEST_NODE";
+const HOLDER: &str = "EGRESSNAT_TEST_HOLDER";
+const BPFFS: &str = "EGRESSNAT_TEST_BPFFS";
+
+/// Not a test: the agent of the test below, in a process of its own, which ends by being killed.
+#[test]
+fn agent_process() {
+    let (Ok(node), Ok(holder)) = (std::env::var(NODE), std::env::var(HOLDER)) else {
+        return;
+    };
+    let config = Config {
+        bpffs: std::env::var_os(BPFFS).unwrap().into(),
+        ..Config::default()
+    };
+    runtime().block_on(async {
+        let mut dataplane = Dataplane::open(config).await.unwrap();
+        loop {
+            let report = dataplane.apply(&plan(&node, &holder)).await;
+            println!("applied {} {}", report.changes, report.failures.len());
+            dataplane.changed().await;
+        }
+    });
+}
+
+/// An agent that is killed when dropped.
+struct Agent {
+    child: Child,
+    lines: BufReader<ChildStdout>,
+}
+
+impl Agent {
+    fn start(network: &Network, node: &str, holder: &str) -> Self {
+        let mut child = Command::new("ip")
+            .args(["netns", "exec", &network.namespace(node)])
+            .arg(std::env::current_exe().unwrap())
+            .args(["--exact", "restart::agent_process", "--nocapture"])
+            .env(NODE, node)
+            .env(HOLDER, holder)
+            .env(BPFFS, network.config(node).bpffs)
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap());
+        Self { child, lines }
+    }
+
+    /// How much the next plan wrote, and how much failed.
+    fn applied(&mut self) -> [u64; 2] {
+        loop {
+            let mut line = String::new();
+            assert!(self.lines.read_line(&mut line).unwrap() > 0, "it ended");
+            if let Some((_, numbers)) = line.trim().split_once("applied ") {
+                let mut numbers = numbers.split(' ').map(|number| number.parse().unwrap());
+                return [numbers.next().unwrap(), numbers.next().unwrap()];
+            }
+        }
+    }
+
+    /// SIGKILL, between any two instructions. What it said until then.
+    fn kill(mut self) -> String {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+        let mut rest = String::new();
+        self.lines.read_to_string(&mut rest).unwrap();
+        rest
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Sends 10,000 datagrams a second, and counts them.
+struct Stream {
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+    sent: Arc<AtomicU64>,
+}
+
+impl Stream {
+    fn start(network: &Network, from: &str) -> Self {
+        let socket = network.enter(from, || UdpSocket::bind("0.0.0.0:0").unwrap());
+        let to = SocketAddr::new(SERVER.parse().unwrap(), PORT);
+        let (stop, sent) = (
+            Arc::new(AtomicBool::new(false)),
+            Arc::new(AtomicU64::new(0)),
+        );
+        let (is_over, counted) = (Arc::clone(&stop), Arc::clone(&sent));
+        let thread = thread::spawn(move || {
+            let start = Instant::now();
+            while !is_over.load(Ordering::Relaxed) {
+                // As many as are due by now, never more than ten at once.
+                let due = start.elapsed().as_micros() as u64 / 100;
+                let late = due.saturating_sub(counted.load(Ordering::Relaxed));
+                for _ in 0..late.min(10) {
+                    socket.send_to(b"?", to).unwrap();
+                    counted.fetch_add(1, Ordering::Relaxed);
+                }
+                thread::sleep(Duration::from_micros(500));
+            }
+        });
+        Self {
+            stop,
+            thread: Some(thread),
+            sent,
+        }
+    }
+
+    /// How many were sent in all.
+    fn finish(mut self) -> u64 {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.take().unwrap().join().unwrap();
+        self.sent.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn an_agent_that_is_killed_again_and_again_loses_nothing_and_rewrites_nothing() {
+    let restarts = match std::env::var_os("EGRESSNAT_LONG") {
+        Some(_) => 20,
+        None => 3,
+    };
+    let network = Network::new();
+    network.apply_all("n2");
+    // What is counted needs no answer, not even that there is nobody.
+    for command in [
+        "add table ip sink".to_owned(),
+        "add chain ip sink in { type filter hook prerouting priority -300 ; }".to_owned(),
+        "add counter ip sink translated".to_owned(),
+        "add counter ip sink other".to_owned(),
+        format!(
+            "add rule ip sink in ip saddr {FLOATING} udp dport {PORT} counter name translated drop"
+        ),
+        format!("add rule ip sink in udp dport {PORT} counter name other drop"),
+    ] {
+        network.exec("out", &format!("nft {command}"));
+    }
+    let mut agents = ["n1", "n2"].map(|node| Some(Agent::start(&network, node, "n2")));
+    for agent in agents.iter_mut().flatten() {
+        assert_eq!(agent.applied(), [0, 0]);
+    }
+    let stream = Stream::start(&network, "10.10.1.2");
+    let arrived = || network.counted("out", "sink", "translated");
+    for restart in 0..restarts {
+        for (node, agent) in ["n1", "n2"].into_iter().zip(&mut agents) {
+            let before = arrived();
+            let said = agent.take().unwrap().kill();
+            assert!(!said.contains("applied 1"), "{said}");
+            let mut next = Agent::start(&network, node, "n2");
+            assert_eq!(next.applied(), [0, 0], "{node}, restart {restart}");
+            *agent = Some(next);
+            eventually(true, || arrived() > before + 100);
+        }
+    }
+    let sent = stream.finish();
+    eventually(sent, arrived);
+    assert_eq!(network.counted("out", "sink", "other"), 0);
+    eprintln!("{sent} sent, all of them translated, {restarts} kills of each of two agents");
+}
