@@ -36,7 +36,8 @@ impl Deadlines {
     /// one that has passed ends the use at once.
     ///
     /// An address that has no deadline may be used for ever, unless [`FloatingIpUse`](crate::FloatingIpUse) says otherwise. A deadline
-    /// goes with its floating IP, when a plan has that no more.
+    /// goes with its floating IP, when a plan has that no more. A table that takes the place of another layout has the same
+    /// deadlines, less 300 ms.
     ///
     /// # Errors
     ///

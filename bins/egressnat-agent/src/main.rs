@@ -65,6 +65,9 @@ struct Run {
     /// What becomes of the node's floating IPs while the store does not answer.
     #[arg(long, value_name = "WHAT", value_enum, default_value_t = Outage::Hold)]
     store_outage: Outage,
+    /// File to keep what is guarded in, so that a reboot does not open a gap: on a disk that outlasts it.
+    #[arg(long, value_name = "FILE")]
+    guard_file: Option<PathBuf>,
     #[command(flatten)]
     host: Host,
 }
@@ -238,7 +241,7 @@ async fn run(run: Run) -> anyhow::Result<()> {
     serve_probes(run.health_address, &config.pulse)?;
     if let Some(directory) = run.manifests {
         let store = DirectoryStore::open(directory)?;
-        return run_agent(store, open(run.host).await?, config)
+        return run_agent(store, open(run.host, run.guard_file).await?, config)
             .await
             .context("the agent stopped");
     }
@@ -246,7 +249,7 @@ async fn run(run: Run) -> anyhow::Result<()> {
         Some(path) => ApiStore::from_kubeconfig(path).await?,
         None => ApiStore::in_cluster()?,
     };
-    run_agent(store, open(run.host).await?, config)
+    run_agent(store, open(run.host, run.guard_file).await?, config)
         .await
         .context("the agent stopped")
 }
@@ -264,8 +267,12 @@ fn serve_probes(address: Option<SocketAddr>, pulse: &Pulse) -> anyhow::Result<()
 }
 
 /// After the store, so that a mistake in the options leaves the kernel alone.
-async fn open(host: Host) -> anyhow::Result<Kernel> {
-    let dataplane = Dataplane::open(host.config())
+async fn open(host: Host, guard_file: Option<PathBuf>) -> anyhow::Result<Kernel> {
+    let config = Config {
+        guard_file,
+        ..host.config()
+    };
+    let dataplane = Dataplane::open(config)
         .await
         .context("the packet path cannot be put in place")?;
     Ok(Kernel(dataplane))

@@ -37,6 +37,31 @@ const SHORTEST: Duration = Duration::from_millis(20);
 /// The ICMPv6 type of a neighbor solicitation (RFC 4861, section 4.3).
 const SOLICITATION: u8 = 135;
 
+/// By how much deadlines come earlier in a table that takes the place of another: reading and writing takes time.
+pub(super) const CARRY_MARGIN: Duration = Duration::from_millis(300);
+
+/// Addresses of a family with the time that is left to them, for a table that takes the place of another.
+pub(super) fn carried(family: Family, deadlines: BTreeMap<IpAddr, Duration>) -> Elements {
+    let left =
+        |(address, time): (IpAddr, Duration)| Some((address, time.checked_sub(CARRY_MARGIN)?));
+    let usable = deadlines.into_iter().filter_map(left);
+    let none = Elements::of(family, SetName::Held);
+    usable
+        .filter(|(_, time)| *time >= SHORTEST)
+        .fold(none, |elements, (address, time)| {
+            elements.address_for(address, time)
+        })
+}
+
+/// Ends the use of all fenced addresses of a family until their next deadline is told.
+pub(super) fn let_go(owner: &Owner, family: Family) -> Result<(), NftError> {
+    let held = query::addresses(family, SetName::Held)?.into_iter();
+    let mut batch = Batch::new();
+    held.fold(Elements::of(family, SetName::Held), Elements::address)
+        .add_to(&mut batch, Change::RemoveIfThere);
+    owner.commit(&batch.finalize(), "the end of deadlines that are too late")
+}
+
 /// The fence: two sets of the tables ip and ip6 each, and the table for ARP.
 pub(crate) struct Fence;
 

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{CStr, CString};
 use std::net::IpAddr;
+use std::time::Instant;
 
 use egressnat_core::model::{MasqueradeAction, MasqueradeMatch, MasqueradeRules};
 use ipnet::IpNet;
@@ -113,7 +114,8 @@ impl Ruleset {
             None => Default::default(),
         };
         let what = Self::name(self.family);
-        owner.make(present.as_ref(), &layout, what, |owner| {
+        let start = Instant::now();
+        let made = owner.make(present.as_ref(), &layout, what, |owner| {
             let mut batch = Batch::new();
             if present.is_some() {
                 batch.add(&owner.named(self.family, &[]), MsgType::Del);
@@ -124,7 +126,12 @@ impl Ruleset {
                 elements.add_to(&mut batch, Change::Add);
             }
             batch.finalize()
-        })
+        })?;
+        // The kernel counts from when it got the table: had we been frozen on the way, a deadline would be too late.
+        if start.elapsed() > fence::CARRY_MARGIN {
+            fence::let_go(owner, self.family)?;
+        }
+        Ok(made)
     }
 
     /// Sets, counters, chains and rules.
@@ -452,7 +459,8 @@ impl Ruleset {
                 ranges.fold(Elements::of(family, name), Elements::range)
             })
             .collect();
-        // What is fenced waits for its next deadline: how much time it had left is not read.
+        let deadlines = query::expiring(family, SetName::Held).unwrap_or_default();
+        kept.push(fence::carried(family, deadlines));
         for name in [SetName::FloatingIps, SetName::Fenced] {
             let addresses = query::addresses(family, name).unwrap_or_default();
             let addresses = addresses.into_iter();

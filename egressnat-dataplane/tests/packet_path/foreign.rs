@@ -66,7 +66,7 @@ fn masquerades_at(priority: i32) -> String {
 
 impl Network {
     /// Loads a ruleset beside what is there.
-    fn load(&self, name: &str, ruleset: &str) {
+    pub(crate) fn load(&self, name: &str, ruleset: &str) {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), ruleset).unwrap();
         self.exec(name, &format!("nft -f {}", file.path().display()));

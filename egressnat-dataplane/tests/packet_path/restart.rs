@@ -1,6 +1,6 @@
 //! E45: an agent that is killed and started again loses no packet, and writes nothing that is right.
 
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, UdpSocket};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::Arc;
@@ -34,7 +34,8 @@ fn agent_process() {
         let mut dataplane = Dataplane::open(config).await.unwrap();
         loop {
             let report = dataplane.apply(&plan(&node, &holder)).await;
-            println!("applied {} {}", report.changes, report.failures.len());
+            let (changes, failures) = (report.changes, report.failures.len());
+            writeln!(std::io::stdout(), "applied {changes} {failures}").unwrap();
             dataplane.changed().await;
         }
     });
@@ -141,6 +142,29 @@ impl Drop for Stream {
     }
 }
 
+impl Network {
+    /// Counts the datagrams of a stream at the server, by whether they have the floating IP.
+    fn sink(&self) {
+        // What is counted needs no answer, not even that there is nobody.
+        for command in [
+            "add table ip sink".to_owned(),
+            "add chain ip sink in { type filter hook prerouting priority -300 ; }".to_owned(),
+            "add counter ip sink translated".to_owned(),
+            "add counter ip sink other".to_owned(),
+            format!(
+                "add rule ip sink in ip saddr {FLOATING} udp dport {PORT} counter name translated drop"
+            ),
+            format!("add rule ip sink in udp dport {PORT} counter name other drop"),
+        ] {
+            self.exec("out", &format!("nft {command}"));
+        }
+    }
+
+    fn arrived(&self) -> u64 {
+        self.counted("out", "sink", "translated")
+    }
+}
+
 #[test]
 fn an_agent_that_is_killed_again_and_again_loses_nothing_and_rewrites_nothing() {
     let restarts = match std::env::var_os("EGRESSNAT_LONG") {
@@ -149,38 +173,64 @@ fn an_agent_that_is_killed_again_and_again_loses_nothing_and_rewrites_nothing() 
     };
     let network = Network::new();
     network.apply_all("n2");
-    // What is counted needs no answer, not even that there is nobody.
-    for command in [
-        "add table ip sink".to_owned(),
-        "add chain ip sink in { type filter hook prerouting priority -300 ; }".to_owned(),
-        "add counter ip sink translated".to_owned(),
-        "add counter ip sink other".to_owned(),
-        format!(
-            "add rule ip sink in ip saddr {FLOATING} udp dport {PORT} counter name translated drop"
-        ),
-        format!("add rule ip sink in udp dport {PORT} counter name other drop"),
-    ] {
-        network.exec("out", &format!("nft {command}"));
-    }
+    network.sink();
     let mut agents = ["n1", "n2"].map(|node| Some(Agent::start(&network, node, "n2")));
     for agent in agents.iter_mut().flatten() {
         assert_eq!(agent.applied(), [0, 0]);
     }
     let stream = Stream::start(&network, "10.10.1.2");
-    let arrived = || network.counted("out", "sink", "translated");
     for restart in 0..restarts {
         for (node, agent) in ["n1", "n2"].into_iter().zip(&mut agents) {
-            let before = arrived();
+            let before = network.arrived();
             let said = agent.take().unwrap().kill();
             assert!(!said.contains("applied 1"), "{said}");
             let mut next = Agent::start(&network, node, "n2");
             assert_eq!(next.applied(), [0, 0], "{node}, restart {restart}");
             *agent = Some(next);
-            eventually(true, || arrived() > before + 100);
+            eventually(true, || network.arrived() > before + 100);
         }
     }
     let sent = stream.finish();
-    eventually(sent, arrived);
+    eventually(sent, || network.arrived());
     assert_eq!(network.counted("out", "sink", "other"), 0);
     eprintln!("{sent} sent, all of them translated, {restarts} kills of each of two agents");
+}
+
+#[test]
+fn a_table_of_an_older_layout_is_taken_over_under_traffic_with_its_deadlines() {
+    let network = Network::new();
+    network.apply_all("n2");
+    network.sink();
+    let address = FLOATING.parse().unwrap();
+    network.open("n2", async move |dataplane| {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        dataplane.deadlines().hold_until(address, deadline).unwrap();
+    });
+    // As the version before wrote it: fewer chains, and nobody's.
+    for node in ["n1", "n2"] {
+        let table = network.exec(node, "nft list table ip egressnat");
+        let older = table.replace("egressnat layout ", "egressnat layout older than ");
+        // An nft that is older than the kernel has no word for a table that lasts.
+        let lines = older.lines().filter(|line| !line.starts_with("\tflags "));
+        let older: String = lines.map(|line| format!("{line}\n")).collect();
+        let (before, rest) = older.split_once("\tchain redirected {").unwrap();
+        let (_, after) = rest.split_once("\t}\n").unwrap();
+        let ruleset = format!("delete table ip egressnat\n{before}{after}");
+        network.load(node, &ruleset);
+    }
+    let stream = Stream::start(&network, "10.10.1.2");
+    eventually(true, || network.arrived() > 1000);
+    for node in ["n1", "n2"] {
+        let report = network.apply(node, plan(node, "n2"));
+        assert_eq!((report.changes, report.failures), (1, vec![]), "{node}");
+        let table = network.exec(node, "nft list table ip egressnat");
+        assert!(table.contains("chain redirected") && !table.contains("older"));
+    }
+    let before = network.arrived();
+    eventually(true, || network.arrived() > before + 1000);
+    let sent = stream.finish();
+    eventually(sent, || network.arrived());
+    assert_eq!(network.counted("out", "sink", "other"), 0);
+    let held = network.exec("n2", "nft list set ip egressnat held");
+    assert!(held.contains(&format!("{FLOATING} timeout")), "{held}");
 }
