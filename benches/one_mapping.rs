@@ -1,6 +1,6 @@
 //! One more floating IP on a gateway node that has many, through `Dataplane::apply`, against replacing the whole table.
 //!
-//! Budget: at least 30 times less than replacing a table of 10,000 mappings. Marks have room for 1,021 egress IPs of a node with
+//! Budget: at least 30 times less than replacing a table of 10,000 mappings. Marks have room for 1,020 egress IPs of a node with
 //! the default mask, so 1,000 is what can be shown; see docs/performance.md for what is met.
 
 use std::collections::BTreeSet;
@@ -47,7 +47,7 @@ fn main() {
             ("one more", added),
             ("one less", removed),
             ("nothing to do", nothing),
-            ("the table replaced, as nft -f does it", replaced),
+            ("a copy replaced, as nft -f does it", replaced),
         ] {
             println!("  with {count:4}: {what:40} {}", spread(figures));
         }
@@ -63,12 +63,14 @@ fn with(count: usize) -> NodePlan {
     plan
 }
 
-/// What `nft -f` takes to put the same table in place again, in milliseconds, less what it takes to do nothing.
+/// What `nft -f` takes to replace a copy of the table, in milliseconds, less what it takes to do nothing. Ours is nobody's to replace.
 fn replace_the_table() -> f64 {
     let file = tempfile::NamedTempFile::new().expect("a file");
     let path = file.path().display().to_string();
-    let script =
-        format!("echo 'delete table ip egressnat' > {path}; nft list table ip egressnat >> {path}");
+    let script = format!(
+        "{{ echo 'add table ip copy'; echo 'delete table ip copy'; \
+         nft list table ip egressnat | grep -v '^\tflags ' | sed 's/^table ip egressnat/table ip copy/'; }} > {path}"
+    );
     let list = Command::new("sh").args(["-c", &script]).status();
     assert!(list.expect("sh").success());
     let timed = |file: &str| {
@@ -77,7 +79,14 @@ fn replace_the_table() -> f64 {
         assert!(status.expect("nft").success());
         start.elapsed().as_secs_f64() * 1e3
     };
-    timed(&path) - timed("/dev/null")
+    // The first time there is none to replace.
+    timed(&path);
+    let took = timed(&path) - timed("/dev/null");
+    let removed = Command::new("nft")
+        .args(["delete", "table", "ip", "copy"])
+        .status();
+    assert!(removed.expect("nft").success());
+    took
 }
 
 fn spread(mut figures: Vec<f64>) -> String {
