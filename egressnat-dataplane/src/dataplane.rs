@@ -3,15 +3,16 @@
 mod applicable;
 mod change;
 mod claims;
+mod ensure;
 mod host;
+mod observe;
 mod reboot;
 mod restoration;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use egressnat_core::gateway::EgressId;
-use egressnat_core::{Failure, NodePlan, PolicySetId, Report, Resource, Restored, Steering, diff};
+use egressnat_core::{Failure, NodePlan, Report, Resource, diff};
 use thiserror::Error;
 
 use crate::announce::{AnnounceError, Announcer};
@@ -24,15 +25,15 @@ use crate::family::Family;
 use crate::guard_file::{GuardFile, GuardFileError, GuardedRanges};
 use crate::handover::HandoverQueue;
 use crate::lock::{Lock, LockError};
-use crate::maps::{DROP, FORWARD, KEEP, Maps};
-use crate::network::{Network, NetworkError, Uplink, ipv6};
-use crate::nft::{Events, Fence, NftError, Ruleset, SetName, SharedOwner};
+use crate::maps::Maps;
+use crate::network::{Network, NetworkError, Uplink};
+use crate::nft::{Events, NftError, Ruleset, SharedOwner};
 use crate::ports::{PodInterfaces, Ports};
 use crate::probe::{Mac, Prober};
 use crate::programs::{Hook, Programs, ProgramsError, check_bpffs};
 use crate::redecide::{affected_pods, forget_stale};
 use crate::segment::Segment;
-use applicable::{applicable, asks_for, missed};
+use applicable::applicable;
 use reboot::restore_guard;
 use restoration::Restoration;
 
@@ -311,236 +312,6 @@ impl Dataplane {
     fn ruleset(&self, family: Family) -> Ruleset {
         Ruleset::new(family, &self.config)
     }
-
-    /// Brings back what others removed: the tables, the tunnel device, its rules and routes. Makes what is of IPv6 once a plan
-    /// asks for it.
-    async fn ensure(&mut self, plan: &NodePlan, report: &mut Report) {
-        match self.ruleset(Family::Ipv4).ensure(&mut self.nft.lock()) {
-            Ok(made) => wrote(report, made, Resource::Table, "ip egressnat"),
-            Err(error) => fail(report, Ruleset::name(Family::Ipv4), &error),
-        }
-        let ipv6_before = self.families.contains(&Family::Ipv6);
-        self.ensure_ipv6_table(plan, report);
-        match Fence::repair(&mut self.nft.lock()) {
-            Ok(made) => wrote(report, made, Resource::Table, "arp egressnat"),
-            Err(error) => fail(report, "table arp egressnat", &error),
-        }
-        match self.network.ensure_tunnel(&self.config, &self.uplink).await {
-            Ok((index, changes)) => {
-                self.tunnel = index;
-                let is_right = changes.is_empty();
-                report.changes += changes.len();
-                report.restored.extend(changes);
-                if self.families.contains(&Family::Ipv6) {
-                    self.ensure_ipv6_way(ipv6_before, report).await;
-                }
-                let name = &self.config.tunnel_device;
-                for hook in [Hook::Encap, Hook::Decap] {
-                    if is_right && self.programs.is_attached(hook, index) {
-                        continue;
-                    }
-                    match self.programs.attach(hook, name, index) {
-                        Ok(made) => {
-                            wrote(
-                                report,
-                                made,
-                                Resource::Program,
-                                &format!("{hook} on {name}"),
-                            );
-                        }
-                        Err(error) => fail(report, name, &error),
-                    }
-                }
-            }
-            Err(error) => fail(report, &self.config.tunnel_device, &error),
-        }
-        let followed = self
-            .network
-            .follow_mtu(&self.config, &mut self.uplink, &self.families)
-            .await;
-        match followed {
-            Ok(set) => report.changes += usize::from(set),
-            Err(error) => fail(report, "the tunnel's MTU", &error),
-        }
-    }
-
-    /// The table of IPv6, on nodes that speak it: with it, the family is applied. Nodes that do not speak it carry IPv4 all the
-    /// same.
-    fn ensure_ipv6_table(&mut self, plan: &NodePlan, report: &mut Report) {
-        let was_there = self.families.contains(&Family::Ipv6);
-        if !was_there && !asks_for(plan, Family::Ipv6) {
-            return;
-        }
-        if let Err(reason) = ipv6() {
-            self.families.remove(&Family::Ipv6);
-            report
-                .failures
-                .extend(missed(plan, Family::Ipv6).map(|missed| Failure {
-                    object: Family::Ipv6.to_string(),
-                    message: format!("{reason}; until then, {missed}"),
-                }));
-            return;
-        }
-        match self.ruleset(Family::Ipv6).ensure(&mut self.nft.lock()) {
-            // Made for the first time, it is not restored.
-            Ok(made) if was_there => wrote(report, made, Resource::Table, "ip6 egressnat"),
-            Ok(made) => report.changes += usize::from(made),
-            Err(error) => {
-                self.families.remove(&Family::Ipv6);
-                return fail(report, Ruleset::name(Family::Ipv6), &error);
-            }
-        }
-        self.families.insert(Family::Ipv6);
-    }
-
-    /// The tunnel's way for IPv6. Made for the first time, it is not restored.
-    async fn ensure_ipv6_way(&mut self, was_there: bool, report: &mut Report) {
-        match self.network.ensure_ipv6(&self.config, self.tunnel).await {
-            Ok(changes) => {
-                report.changes += changes.len();
-                if was_there {
-                    report.restored.extend(changes);
-                }
-            }
-            Err(error) => fail(report, "the tunnel's way for IPv6", &error),
-        }
-    }
-
-    /// Programs go on the interfaces of known pods and the ports of their bridges, back on where somebody took them off, and
-    /// off all others.
-    async fn attach_steering(
-        &mut self,
-        desired: &NodePlan,
-        interfaces: &PodInterfaces,
-        report: &mut Report,
-    ) {
-        let interface = |address: &IpAddr| interfaces.by_address.get(address).copied();
-        let of_pods = desired.pods.keys().filter_map(interface);
-        let wanted: BTreeSet<u32> = of_pods.chain(interfaces.ports.iter().copied()).collect();
-        for ifindex in self.steered.clone().difference(&wanted) {
-            match self.programs.detach_steer(*ifindex) {
-                Ok(()) => report.changes += 1,
-                Err(error) => fail(report, &format!("steering on interface {ifindex}"), &error),
-            }
-            self.steered.remove(ifindex);
-        }
-        // Pods that something selects first: without a program, they wait for it.
-        let is_selected = |(_, set): &(&IpAddr, &PolicySetId)| **set != PolicySetId::EMPTY;
-        let selected = desired.pods.iter().filter(is_selected);
-        let selected: BTreeSet<u32> = selected.filter_map(|(ip, _)| interface(ip)).collect();
-        let others = wanted.difference(&selected);
-        for ifindex in selected.iter().chain(others).copied() {
-            // An interface that vanished meanwhile: its route goes too, and we are told.
-            let Some(name) = interfaces.names.get(&ifindex) else {
-                continue;
-            };
-            let was_steered = self.steered.contains(&ifindex);
-            if was_steered && self.programs.is_attached(Hook::Steer, ifindex) {
-                continue;
-            }
-            match self.programs.attach(Hook::Steer, name, ifindex) {
-                Ok(made) if was_steered => {
-                    let object = format!("{} on {name}", Hook::Steer);
-                    wrote(report, made, Resource::Program, &object);
-                }
-                Ok(made) => {
-                    report.changes += usize::from(made);
-                    self.steered.insert(ifindex);
-                }
-                Err(error) => fail(report, &format!("steering on {name}"), &error),
-            }
-            // A node's first plan attaches many: whoever shares this thread, such as a lease, has its turn in between.
-            tokio::task::yield_now().await;
-        }
-    }
-
-    /// What the kernel has, as a plan.
-    async fn observe(
-        &mut self,
-        desired: &NodePlan,
-        routes: &BTreeMap<IpAddr, u32>,
-        report: &mut Report,
-    ) -> Result<NodePlan, ObserveError> {
-        let mut observed = NodePlan::default();
-        for pod in self.maps.pods()? {
-            if routes.get(&pod.address) == Some(&pod.ifindex) {
-                observed.pods.insert(pod.address, PolicySetId(pod.set));
-            } else {
-                // The address is on another interface now, or on none.
-                self.maps.remove_pod(pod.address, pod.ifindex)?;
-                report.changes += 1;
-            }
-        }
-        for (set, prefix, value) in self.maps.destinations()? {
-            let steering = match value {
-                FORWARD => Steering::Forward,
-                KEEP => Steering::Keep,
-                DROP => Steering::Drop,
-                index => match self.egress.address(index) {
-                    Some(address) => Steering::Snat(address),
-                    None => Steering::Forward,
-                },
-            };
-            let key = (PolicySetId(set), prefix);
-            observed.destinations.insert(key, steering);
-        }
-        observed.peers = self.maps.peers()?.into_iter().collect();
-        for family in self.families.iter().copied() {
-            let ranges = |name| Ruleset::ranges(family, name);
-            observed.pod_ranges.extend(ranges(SetName::PodRanges)?);
-            let internal = ranges(SetName::InternalRanges)?;
-            observed.internal_ranges.extend(internal);
-            observed.guard_ranges.extend(ranges(SetName::GuardRanges)?);
-            let masquerade = Ruleset::masquerade(family)?.rules;
-            observed.masquerade.rules.extend(masquerade);
-        }
-        let (addresses, translated) = self.held().await?;
-        // Half of a floating IP is none, when it is wanted, and one, when it is not.
-        let whole = addresses.intersection(&translated);
-        let unwanted = addresses
-            .union(&translated)
-            .filter(|address| !desired.floating_ips.contains(address));
-        observed.floating_ips = whole.chain(unwanted).copied().collect();
-        Ok(observed)
-    }
-
-    /// The floating IPs that are in use: on the uplink, translated to, and before their deadline if they have one.
-    async fn usable(&self) -> Result<BTreeSet<IpAddr>, ObserveError> {
-        let (addresses, translated) = self.held().await?;
-        let mut usable = &addresses & &translated;
-        for family in &self.families {
-            let expired = Fence::expired(*family)?;
-            usable.retain(|address| !expired.contains(address));
-        }
-        Ok(usable)
-    }
-
-    /// The floating IPs that are on the uplink, and those that are translated to.
-    async fn held(&self) -> Result<(BTreeSet<IpAddr>, BTreeSet<IpAddr>), ObserveError> {
-        let addresses = self.network.floating_ips(self.uplink.index).await?;
-        let has_family = |address: &IpAddr| self.families.contains(&Family::of(*address));
-        let addresses = addresses.into_iter().filter(has_family).collect();
-        Ok((addresses, self.translated()?))
-    }
-
-    /// The floating IPs that everything is in place for but the address itself: an agent may have been killed in between.
-    fn translated(&self) -> Result<BTreeSet<IpAddr>, ObserveError> {
-        let mut translated = BTreeSet::new();
-        for family in self.families.iter().copied() {
-            let guarded = Ruleset::addresses(family, SetName::FloatingIps)?;
-            let mapped = Ruleset::mappings(family, SetName::EgressIps)?;
-            let is_whole = |(mark, address): &(u32, IpAddr)| {
-                let vni = EgressId::of(*address).vni();
-                let index = self.maps.vnis.get(&vni, 0).ok();
-                self.egress.mark(*address) == Some(*mark)
-                    && index == self.egress.index(*address)
-                    && guarded.contains(address)
-            };
-            let whole = mapped.into_iter().filter(is_whole);
-            translated.extend(whole.map(|(_, address)| address));
-        }
-        Ok(translated)
-    }
 }
 
 /// Reading or writing the kernel's state failed.
@@ -564,15 +335,6 @@ pub(crate) enum ObserveError {
         "egress IP {0} has no index on this node: at most as many are possible as the mark mask has room for"
     )]
     NoEgressIndex(IpAddr),
-}
-
-/// Notes what is always there, and had to be made anew.
-fn wrote(report: &mut Report, made: bool, resource: Resource, object: &str) {
-    if made {
-        let object = object.to_owned();
-        report.changes += 1;
-        report.restored.push(Restored { resource, object });
-    }
 }
 
 /// Notes a failure with everything that led to it.

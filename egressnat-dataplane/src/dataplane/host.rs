@@ -5,7 +5,8 @@ use std::net::IpAddr;
 
 use egressnat_core::{Failure, NodePlan, Report};
 
-use super::{Dataplane, asks_for, fail};
+use super::applicable::asks_for;
+use super::{Dataplane, fail};
 use crate::host::{tracked_connections, wrong_settings};
 use crate::network::forwarding;
 use crate::nft::{Ruleset, SetName};

@@ -1,0 +1,167 @@
+//! What is there whatever the plan says: made, and brought back when others removed it.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use egressnat_core::{Failure, NodePlan, PolicySetId, Report, Resource, Restored};
+
+use super::applicable::{asks_for, missed};
+use super::{Dataplane, fail};
+use crate::family::Family;
+use crate::network::ipv6;
+use crate::nft::{Fence, Ruleset};
+use crate::ports::PodInterfaces;
+use crate::programs::Hook;
+
+impl Dataplane {
+    /// Brings back what others removed: the tables, the tunnel device, its rules and routes. Makes what is of IPv6 once a plan
+    /// asks for it.
+    pub(super) async fn ensure(&mut self, plan: &NodePlan, report: &mut Report) {
+        match self.ruleset(Family::Ipv4).ensure(&mut self.nft.lock()) {
+            Ok(made) => wrote(report, made, Resource::Table, "ip egressnat"),
+            Err(error) => fail(report, Ruleset::name(Family::Ipv4), &error),
+        }
+        let ipv6_before = self.families.contains(&Family::Ipv6);
+        self.ensure_ipv6_table(plan, report);
+        match Fence::repair(&mut self.nft.lock()) {
+            Ok(made) => wrote(report, made, Resource::Table, "arp egressnat"),
+            Err(error) => fail(report, "table arp egressnat", &error),
+        }
+        match self.network.ensure_tunnel(&self.config, &self.uplink).await {
+            Ok((index, changes)) => {
+                self.tunnel = index;
+                let is_right = changes.is_empty();
+                report.changes += changes.len();
+                report.restored.extend(changes);
+                if self.families.contains(&Family::Ipv6) {
+                    self.ensure_ipv6_way(ipv6_before, report).await;
+                }
+                let name = &self.config.tunnel_device;
+                for hook in [Hook::Encap, Hook::Decap] {
+                    if is_right && self.programs.is_attached(hook, index) {
+                        continue;
+                    }
+                    match self.programs.attach(hook, name, index) {
+                        Ok(made) => {
+                            wrote(
+                                report,
+                                made,
+                                Resource::Program,
+                                &format!("{hook} on {name}"),
+                            );
+                        }
+                        Err(error) => fail(report, name, &error),
+                    }
+                }
+            }
+            Err(error) => fail(report, &self.config.tunnel_device, &error),
+        }
+        let followed = self
+            .network
+            .follow_mtu(&self.config, &mut self.uplink, &self.families)
+            .await;
+        match followed {
+            Ok(set) => report.changes += usize::from(set),
+            Err(error) => fail(report, "the tunnel's MTU", &error),
+        }
+    }
+
+    /// The table of IPv6, on nodes that speak it: with it, the family is applied. Nodes that do not speak it carry IPv4 all the
+    /// same.
+    fn ensure_ipv6_table(&mut self, plan: &NodePlan, report: &mut Report) {
+        let was_there = self.families.contains(&Family::Ipv6);
+        if !was_there && !asks_for(plan, Family::Ipv6) {
+            return;
+        }
+        if let Err(reason) = ipv6() {
+            self.families.remove(&Family::Ipv6);
+            report
+                .failures
+                .extend(missed(plan, Family::Ipv6).map(|missed| Failure {
+                    object: Family::Ipv6.to_string(),
+                    message: format!("{reason}; until then, {missed}"),
+                }));
+            return;
+        }
+        match self.ruleset(Family::Ipv6).ensure(&mut self.nft.lock()) {
+            // Made for the first time, it is not restored.
+            Ok(made) if was_there => wrote(report, made, Resource::Table, "ip6 egressnat"),
+            Ok(made) => report.changes += usize::from(made),
+            Err(error) => {
+                self.families.remove(&Family::Ipv6);
+                return fail(report, Ruleset::name(Family::Ipv6), &error);
+            }
+        }
+        self.families.insert(Family::Ipv6);
+    }
+
+    /// The tunnel's way for IPv6. Made for the first time, it is not restored.
+    async fn ensure_ipv6_way(&mut self, was_there: bool, report: &mut Report) {
+        match self.network.ensure_ipv6(&self.config, self.tunnel).await {
+            Ok(changes) => {
+                report.changes += changes.len();
+                if was_there {
+                    report.restored.extend(changes);
+                }
+            }
+            Err(error) => fail(report, "the tunnel's way for IPv6", &error),
+        }
+    }
+
+    /// Programs go on the interfaces of known pods and the ports of their bridges, back on where somebody took them off, and
+    /// off all others.
+    pub(super) async fn attach_steering(
+        &mut self,
+        desired: &NodePlan,
+        interfaces: &PodInterfaces,
+        report: &mut Report,
+    ) {
+        let interface = |address: &IpAddr| interfaces.by_address.get(address).copied();
+        let of_pods = desired.pods.keys().filter_map(interface);
+        let wanted: BTreeSet<u32> = of_pods.chain(interfaces.ports.iter().copied()).collect();
+        for ifindex in self.steered.clone().difference(&wanted) {
+            match self.programs.detach_steer(*ifindex) {
+                Ok(()) => report.changes += 1,
+                Err(error) => fail(report, &format!("steering on interface {ifindex}"), &error),
+            }
+            self.steered.remove(ifindex);
+        }
+        // Pods that something selects first: without a program, they wait for it.
+        let is_selected = |(_, set): &(&IpAddr, &PolicySetId)| **set != PolicySetId::EMPTY;
+        let selected = desired.pods.iter().filter(is_selected);
+        let selected: BTreeSet<u32> = selected.filter_map(|(ip, _)| interface(ip)).collect();
+        let others = wanted.difference(&selected);
+        for ifindex in selected.iter().chain(others).copied() {
+            // An interface that vanished meanwhile: its route goes too, and we are told.
+            let Some(name) = interfaces.names.get(&ifindex) else {
+                continue;
+            };
+            let was_steered = self.steered.contains(&ifindex);
+            if was_steered && self.programs.is_attached(Hook::Steer, ifindex) {
+                continue;
+            }
+            match self.programs.attach(Hook::Steer, name, ifindex) {
+                Ok(made) if was_steered => {
+                    let object = format!("{} on {name}", Hook::Steer);
+                    wrote(report, made, Resource::Program, &object);
+                }
+                Ok(made) => {
+                    report.changes += usize::from(made);
+                    self.steered.insert(ifindex);
+                }
+                Err(error) => fail(report, &format!("steering on {name}"), &error),
+            }
+            // A node's first plan attaches many: whoever shares this thread, such as a lease, has its turn in between.
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+/// Notes what is always there, and had to be made anew.
+fn wrote(report: &mut Report, made: bool, resource: Resource, object: &str) {
+    if made {
+        let object = object.to_owned();
+        report.changes += 1;
+        report.restored.push(Restored { resource, object });
+    }
+}
