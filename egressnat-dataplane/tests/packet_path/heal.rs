@@ -71,7 +71,12 @@ impl Keeper {
     }
 
     /// Does something, and waits until it is told that an object of this kind is back.
-    fn restores(&self, resource: Resource, what: &str, sabotage: impl FnOnce()) -> Vec<Restored> {
+    pub(crate) fn restores(
+        &self,
+        resource: Resource,
+        what: &str,
+        sabotage: impl FnOnce(),
+    ) -> Vec<Restored> {
         // What happened before has been seen to.
         while self
             .restored

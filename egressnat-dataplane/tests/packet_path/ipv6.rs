@@ -1,5 +1,7 @@
 //! The same for IPv6, in the same cluster: each family has its own floating IP.
 
+mod ours;
+
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};

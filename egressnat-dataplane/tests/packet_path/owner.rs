@@ -25,7 +25,7 @@ const ATTACKS: [&str; 5] = [
 ];
 
 /// Runs a command in a node's namespace while its packet path is open. Returns whether it could be done.
-fn can(namespace: &str, command: &str) -> bool {
+pub(crate) fn can(namespace: &str, command: &str) -> bool {
     let words = ["netns", "exec", namespace].into_iter();
     let words = words.chain(command.split_whitespace());
     let output = Command::new("ip").args(words).output().unwrap();
