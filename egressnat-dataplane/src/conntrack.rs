@@ -103,10 +103,13 @@ pub(crate) fn forget(connection: &Connection) -> Result<(), ConntrackError> {
 }
 
 /// Makes the kernel forget all connections that are seen as coming from `address`.
-pub(crate) fn forget_seen_as(address: IpAddr) -> Result<(), ConntrackError> {
+pub(crate) fn forget_seen_as(
+    address: IpAddr,
+    is_source: impl Fn(&IpAddr) -> bool,
+) -> Result<(), ConntrackError> {
     connections(Family::of(address))?
         .iter()
-        .filter(|connection| connection.seen_as == address)
+        .filter(|connection| connection.seen_as == address && is_source(&connection.source))
         .try_for_each(forget)
 }
 

@@ -7,7 +7,7 @@ use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use http::{Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
@@ -22,6 +22,9 @@ use crate::pulse::Pulse;
 /// How long a client may take for its whole request and for reading the answer.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// How long the kernel may take to end a process that had the port.
+const PREDECESSOR: Duration = Duration::from_secs(2);
+
 /// How many clients are answered at once: a kubelet is one.
 const CLIENTS: usize = 16;
 
@@ -31,7 +34,7 @@ const CLIENTS: usize = 16;
 ///
 /// The address cannot be listened on.
 pub fn serve_health(address: SocketAddr, pulse: Pulse) -> io::Result<SocketAddr> {
-    let listener = TcpListener::bind(address)?;
+    let listener = bind(address)?;
     listener.set_nonblocking(true)?;
     let address = listener.local_addr()?;
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -45,6 +48,19 @@ pub fn serve_health(address: SocketAddr, pulse: Pulse) -> io::Result<SocketAddr>
         .name("health".to_owned())
         .spawn(move || runtime.block_on(accept(&listener, &pulse)))?;
     Ok(address)
+}
+
+/// A process that was killed a moment ago, and that this one follows, may still have the port.
+fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let end = Instant::now() + PREDECESSOR;
+    loop {
+        match TcpListener::bind(address) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && Instant::now() < end => {
+                thread::sleep(Duration::from_millis(20));
+            }
+            bound => return bound,
+        }
+    }
 }
 
 async fn accept(listener: &tokio::net::TcpListener, pulse: &Pulse) {

@@ -124,7 +124,7 @@ impl Dataplane {
                 if !self.translated()?.contains(&address) {
                     return Err(ObserveError::NotTranslated(address));
                 }
-                forget_seen_as(address)?;
+                forget_seen_as(address, |_| true)?;
                 let waits = self.config.floating_ip_use == FloatingIpUse::UntilDeadline;
                 if waits && !Fence::is_fenced(address)? {
                     self.deadlines().hold_until(address, Instant::now())?;
@@ -141,6 +141,9 @@ impl Dataplane {
                 self.announcer.withdraw(address);
                 self.handover.widen();
                 self.egress.set_local(&mut self.maps, address, false)?;
+                // The node's own pods go through the tunnel from here on, and not as who they were here. What was translated for
+                // other nodes stays known: answers to it are on their way.
+                forget_seen_as(address, |source| routes.contains_key(source))?;
                 self.network
                     .forget_neighbor(self.uplink.index, address)
                     .await?;

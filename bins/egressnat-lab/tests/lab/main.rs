@@ -3,6 +3,7 @@
 
 mod api;
 mod input;
+mod ownership;
 mod packets;
 mod restarts;
 mod status;
