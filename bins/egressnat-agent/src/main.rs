@@ -262,7 +262,7 @@ fn serve_probes(address: Option<SocketAddr>, pulse: &Pulse) -> anyhow::Result<()
     let address = serve_health(address, pulse.clone()).with_context(|| {
         format!("no probes can be answered on {address}: name another by --health-address")
     })?;
-    tracing::debug!(%address, "probes are answered");
+    tracing::info!(%address, "probes are answered");
     Ok(())
 }
 
