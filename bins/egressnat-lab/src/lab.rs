@@ -25,7 +25,7 @@ mod remains;
 const ROOT: &str = "/run/egressnat-lab";
 
 /// How long anything may take to come up.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What a lab is brought up with.
 #[derive(Debug, Clone)]
