@@ -15,9 +15,8 @@ mod cluster;
 #[path = "scale/measured.rs"]
 mod measured;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::future::pending;
-use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -66,10 +65,6 @@ impl NodeDataplane for Nothing {
 
     fn uplink(&self) -> NoUplink {
         NoUplink
-    }
-
-    fn found(&self) -> BTreeMap<IpAddr, Instant> {
-        BTreeMap::new()
     }
 
     async fn apply(&mut self, plan: &NodePlan) -> Report {

@@ -114,6 +114,16 @@ pub struct LeaseRecord {
     pub released: BTreeMap<IpAddr, Generation>,
 }
 
+impl LeaseRecord {
+    /// That of a renewal of it, where clocks are off by `rate_error` millionths at most.
+    fn timing(&self, rate_error: u32) -> Timing {
+        Timing {
+            duration: self.duration,
+            rate_error,
+        }
+    }
+}
+
 /// To whom a floating IP is granted, as the store has it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct GrantRecord {

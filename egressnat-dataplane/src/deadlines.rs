@@ -67,7 +67,7 @@ impl Deadlines {
     pub fn read(&self) -> Result<BTreeMap<IpAddr, Instant>, NftError> {
         let now = Instant::now();
         let mut deadlines = BTreeMap::new();
-        for family in [Family::Ipv4, Family::Ipv6] {
+        for family in Family::ALL {
             if Ruleset::is_present(family)? {
                 let left = Fence::deadlines(family)?.into_iter();
                 deadlines.extend(left.map(|(address, left)| (address, now + left)));

@@ -28,7 +28,7 @@ use tokio::task::JoinHandle;
 use crate::config::Config;
 use crate::family::Family;
 
-pub(crate) use neighbor::Neighbors;
+pub(crate) use neighbor::{Neighbors, neighbor_of};
 pub(crate) use sysctl::{forwarding, ipv6};
 pub(crate) use tunnel::is_tunnel_set;
 

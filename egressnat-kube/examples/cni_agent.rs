@@ -7,10 +7,9 @@
 //! DIRECTORY holds Node, Namespace, gateway and policy objects as YAML files; `egressnat-kube/examples/controller.rs` assigns floating IPs in it.
 #![expect(clippy::print_stdout, reason = "an example prints")]
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::error::Error;
-use std::net::IpAddr;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use egressnat_core::model::{NodeName, Pod, PodKey};
 use egressnat_core::{NodePlan, Report};
@@ -28,10 +27,6 @@ impl NodeDataplane for Printer {
 
     fn uplink(&self) -> NoUplink {
         NoUplink
-    }
-
-    fn found(&self) -> BTreeMap<IpAddr, Instant> {
-        BTreeMap::new()
     }
 
     async fn apply(&mut self, plan: &NodePlan) -> Report {

@@ -77,8 +77,10 @@ pub trait NodeDataplane {
     type Uplink: Uplink;
     /// The uplink.
     fn uplink(&self) -> Self::Uplink;
-    /// The floating IPs that an earlier run left in the kernel, each with its deadline.
-    fn found(&self) -> BTreeMap<IpAddr, Instant>;
+    /// The floating IPs that an earlier run left in the kernel, each with its deadline. None for a packet path that keeps none.
+    fn found(&self) -> BTreeMap<IpAddr, Instant> {
+        BTreeMap::new()
+    }
     /// Makes the kernel equal the plan, and tells what happened.
     fn apply(&mut self, plan: &NodePlan) -> impl Future<Output = Report>;
     /// Waits until the plan wants to be applied again. Cancel safe.

@@ -447,7 +447,7 @@ impl<S: ObjectStore> Controller<S> {
         let belongs = plan.assigned.assignment.clone();
         let mut happened = self.write_copies(&plan.assigned).await?;
         self.read_grants(&plan.assigned.gateways);
-        let before = self.holders(&plan.assigned.gateways);
+        let before = holders(self.granter.grants(), &plan.assigned.gateways);
         let wanted = loop {
             let (records, takes) = self.grants_for(&belongs);
             // Status tells who holds an address, not who should.
@@ -463,7 +463,7 @@ impl<S: ObjectStore> Controller<S> {
             }
             // What was taken may be free at once.
         };
-        let after = self.holders(&plan.assigned.gateways);
+        let after = holders(self.granter.grants(), &plan.assigned.gateways);
         happened.extend(moves(&before, &after, &plan.assigned));
         self.wanted = Some(belongs);
         self.write_anthos_nodes(&plan.assigned).await?;

@@ -140,20 +140,12 @@ impl Uplink for KernelUplink {
         let held = self.deadlines.hold_until(address, deadline);
         held.map_err(|error| Failure {
             object: format!("floating IP {address}"),
-            message: chain(&error),
+            message: format!("{:#}", anyhow::Error::new(error)),
         })
     }
 
     async fn answers(&self, address: IpAddr, patience: Duration) -> bool {
         self.segment.answers(address, patience).await
-    }
-}
-
-/// An error and its sources in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    match error.source() {
-        Some(source) => format!("{error}: {}", chain(source)),
-        None => error.to_string(),
     }
 }
 

@@ -51,13 +51,6 @@ struct SeenLease {
 }
 
 impl SeenLease {
-    fn timing(&self, rate_error: u32) -> Timing {
-        Timing {
-            duration: self.record.duration,
-            rate_error,
-        }
-    }
-
     /// Whether the node has given `address` back since it was granted the last time.
     fn has_released(&self, address: IpAddr, generation: Generation) -> bool {
         let released = self.record.released.get(&address);
@@ -102,10 +95,7 @@ impl Granter {
 
     /// The lease of `node` was read.
     pub fn saw_lease(&mut self, node: &NodeName, record: LeaseRecord, now: Time) {
-        let timing = Timing {
-            duration: record.duration,
-            rate_error: self.rate_error,
-        };
+        let timing = record.timing(self.rate_error);
         let Some(seen) = self.leases.get_mut(node) else {
             // Seen for the first time: it may have been renewed just now, in this term and in the one before.
             let expiry = timing.expiry(now);
@@ -169,7 +159,7 @@ impl Granter {
     /// Nothing could be seen since `since`: who was alive then has not been heard because of that, and counts as renewed now.
     pub fn resume(&mut self, since: Time, now: Time) {
         for seen in self.leases.values_mut().filter(|seen| seen.is_alive(since)) {
-            seen.expiry = seen.timing(self.rate_error).expiry(now);
+            seen.expiry = seen.record.timing(self.rate_error).expiry(now);
         }
     }
 
@@ -201,7 +191,7 @@ impl Granter {
         };
         let counts = seen.record.term == term && !seen.record.is_taken && seen.taking.is_none();
         if counts {
-            seen.expiry = seen.timing(self.rate_error).expiry(now);
+            seen.expiry = seen.record.timing(self.rate_error).expiry(now);
         }
         counts
     }

@@ -49,14 +49,15 @@ pub(crate) struct Neighbors {
 
 impl Network {
     pub(crate) fn neighbors(&self, ifindex: u32) -> Neighbors {
-        Neighbors {
-            handle: self.handle.clone(),
-            ifindex,
-        }
+        Neighbors::new(self.handle.clone(), ifindex)
     }
 }
 
 impl Neighbors {
+    pub(crate) fn new(handle: Handle, ifindex: u32) -> Self {
+        Self { handle, ifindex }
+    }
+
     /// Has the kernel ask who has an address. What it knew of it is no answer.
     pub(crate) async fn ask(&self, address: IpAddr) {
         let add = self.handle.neighbours().add(self.ifindex, address);
@@ -71,15 +72,24 @@ impl Neighbors {
         let entries = self.handle.neighbours().get().execute();
         let entries: Vec<NeighbourMessage> = entries.try_collect().await.unwrap_or_default();
         let is_it = |message: &NeighbourMessage| {
-            let destination = message.attributes.iter().any(|attribute| match attribute {
-                NeighbourAttribute::Destination(NeighbourAddress::Inet(ip)) => address == *ip,
-                NeighbourAttribute::Destination(NeighbourAddress::Inet6(ip)) => address == *ip,
-                _ => false,
-            });
-            destination
+            neighbor_of(message) == Some(address)
                 && message.header.ifindex == self.ifindex
                 && message.header.state == NeighbourState::Reachable
         };
         entries.iter().any(is_it)
     }
+}
+
+/// Whose entry it is.
+pub(crate) fn neighbor_of(message: &NeighbourMessage) -> Option<IpAddr> {
+    let mut attributes = message.attributes.iter();
+    attributes.find_map(|attribute| match attribute {
+        NeighbourAttribute::Destination(NeighbourAddress::Inet(address)) => {
+            Some(IpAddr::V4(*address))
+        }
+        NeighbourAttribute::Destination(NeighbourAddress::Inet6(address)) => {
+            Some(IpAddr::V6(*address))
+        }
+        _ => None,
+    })
 }

@@ -8,9 +8,7 @@ use futures::{StreamExt, TryStreamExt};
 use ipnet::IpNet;
 use netlink_packet_route::address::AddressAttribute;
 use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage};
-use netlink_packet_route::neighbour::{
-    NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
-};
+use netlink_packet_route::neighbour::{NeighbourAttribute, NeighbourMessage, NeighbourState};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
 use rtnetlink::sys::SocketAddr;
@@ -18,7 +16,7 @@ use rtnetlink::{Handle, MulticastGroup};
 use tokio::task::JoinHandle;
 
 use super::place::{Peer, Port};
-use crate::network::{NetworkError, failed, network_of};
+use crate::network::{Neighbors, NetworkError, failed, neighbor_of, network_of};
 use crate::probe::Mac;
 
 /// The links of this namespace.
@@ -186,11 +184,8 @@ impl Kernel {
 
     /// Has the kernel ask who has an address, so that a bridge learns where it is.
     pub(super) async fn ask_for(&self, address: IpAddr, bridge: u32) {
-        let add = self.handle.neighbours().add(bridge, address);
-        let ask = add.state(NeighbourState::None).flags(NeighbourFlags::Use);
-        if let Err(error) = ask.replace().execute().await {
-            tracing::debug!(%address, %error, "the kernel does not ask who has the address");
-        }
+        let neighbors = Neighbors::new(self.handle.clone(), bridge);
+        neighbors.ask(address).await;
     }
 }
 
@@ -233,20 +228,8 @@ fn is_of_link(address: &IpAddr) -> bool {
 
 /// The address of a neighbor entry, and its link-layer address if that is known.
 fn entry(message: &NeighbourMessage) -> Option<(IpAddr, Option<&[u8]>)> {
-    let address = message
-        .attributes
-        .iter()
-        .find_map(|attribute| match attribute {
-            NeighbourAttribute::Destination(NeighbourAddress::Inet(address)) => {
-                Some(IpAddr::V4(*address))
-            }
-            NeighbourAttribute::Destination(NeighbourAddress::Inet6(address)) => {
-                Some(IpAddr::V6(*address))
-            }
-            _ => None,
-        });
     let is_known = message.header.state != NeighbourState::Failed;
-    Some((address?, mac_of(message).filter(|_| is_known)))
+    Some((neighbor_of(message)?, mac_of(message).filter(|_| is_known)))
 }
 
 fn mac_of(message: &NeighbourMessage) -> Option<&[u8]> {

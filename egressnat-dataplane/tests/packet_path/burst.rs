@@ -50,10 +50,7 @@ fn a_pod_that_appears_has_its_program_from_the_event_and_not_from_an_audit() {
         network.attachment = attachment;
         network.apply_all("n2");
         let pod = "10.10.1.4";
-        network.add_namespace(pod);
-        let mut wanted = plan("n1", "n2");
-        let set = wanted.pods[&IpAddr::from([10, 10, 1, 2])];
-        wanted.pods.insert(pod.parse().unwrap(), set);
+        let wanted = network.expect_pod(pod);
         let inside = network.namespace(pod);
         let connect = network.outside("n1", move |run| {
             run(&format!(

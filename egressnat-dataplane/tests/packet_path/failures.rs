@@ -161,10 +161,7 @@ fn an_interface_that_vanishes_meanwhile_harms_no_other_pod() {
     let mut network = Network::new();
     network.apply_all("n2");
     let pod = "10.10.1.4";
-    network.add_namespace(pod);
-    let mut wanted = plan("n1", "n2");
-    let set = wanted.pods[&IpAddr::from([10, 10, 1, 2])];
-    wanted.pods.insert(pod.parse().unwrap(), set);
+    let mut wanted = network.expect_pod(pod);
     let inside = network.namespace(pod);
     let come_and_go = network.outside("n1", move |run| {
         for _ in 0..20 {
@@ -204,10 +201,7 @@ fn more_events_than_the_socket_takes_lead_to_reading_all_anew() {
     let mut network = Network::new();
     network.apply_all("n2");
     let pod = "10.10.1.4";
-    network.add_namespace(pod);
-    let mut wanted = plan("n1", "n2");
-    let set = wanted.pods[&IpAddr::from([10, 10, 1, 2])];
-    wanted.pods.insert(pod.parse().unwrap(), set);
+    let wanted = network.expect_pod(pod);
     // Many times what a socket's buffer takes, and the pod's interface in the middle of them.
     let routes = |range: std::ops::Range<u16>, verb: &str| -> String {
         let line = |n: u16| format!("route {verb} 172.20.{}.{}/32 dev lo\n", n >> 8, n & 255);

@@ -106,6 +106,15 @@ impl Network {
         self.told(name, &format!("sysctl -qw {}", certain.join(" ")));
     }
 
+    /// A plan of `n1` with one more pod, selected like its first. The pod has a namespace, and no interface yet.
+    pub(crate) fn expect_pod(&mut self, address: &str) -> NodePlan {
+        self.add_namespace(address);
+        let mut plan = plan("n1", "n2");
+        let set = plan.pods[&IpAddr::from([10, 10, 1, 2])];
+        plan.pods.insert(address.parse().unwrap(), set);
+        plan
+    }
+
     /// A pod `10.10.NODE.N`, with a veth pair and a route of its own.
     pub(crate) fn add_pod(&mut self, address: &str) {
         self.add_namespace(address);

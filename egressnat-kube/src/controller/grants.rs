@@ -37,11 +37,6 @@ impl<S: ObjectStore> Controller<S> {
         (records, takes)
     }
 
-    /// Who holds what by what is granted.
-    pub(super) fn holders(&self, gateways: &EffectiveGateways) -> Assignment {
-        holders(self.granter.grants(), gateways)
-    }
-
     /// Takes what the gateways' status says of the grants.
     pub(super) fn read_grants(&mut self, gateways: &EffectiveGateways) {
         let mut told: BTreeMap<IpAddr, GrantRecord> = self.index.grants(gateways);

@@ -90,6 +90,12 @@ impl Cluster {
         .await;
     }
 
+    async fn until_grant(&self, want: Value) {
+        let what = want.to_string();
+        self.until(&what, |store| (grant(store) == want).then_some(()))
+            .await;
+    }
+
     async fn until_event(&self, reason: &str, about: &str) -> Object {
         self.until(reason, |store| {
             let events = store.list(Kind::Event).unwrap();
@@ -335,6 +341,20 @@ async fn a_watch_that_is_stuck_takes_nobody_for_dead() {
     controller.abort();
 }
 
+/// A node with a lease of so many seconds, and a gateway whose floating IP it has.
+async fn granted_to_worker1(seconds: u64) -> Cluster {
+    let cluster = Cluster::start();
+    cluster.add_node("worker1");
+    cluster.renew("worker1", seconds);
+    cluster
+        .store
+        .apply(gateway(SYSTEM_NAMESPACE, &["192.168.1.100"]))
+        .unwrap();
+    let first = json!({"generation": 1, "node": "worker1"});
+    cluster.until_grant(first).await;
+    cluster
+}
+
 fn grant(store: &DirectoryStore) -> Value {
     let key = gateway(SYSTEM_NAMESPACE, &[]).key().clone();
     let status = store.get(&key).unwrap().unwrap();
@@ -343,20 +363,11 @@ fn grant(store: &DirectoryStore) -> Value {
 
 #[tokio::test]
 async fn a_silent_nodes_lease_is_taken_before_its_address_is_given_away_e33() {
-    let cluster = Cluster::start();
-    cluster.add_node("worker1");
-    cluster.renew("worker1", 1);
-    cluster
-        .store
-        .apply(gateway(SYSTEM_NAMESPACE, &["192.168.1.100"]))
-        .unwrap();
-    let first = json!({"generation": 1, "node": "worker1"});
-    let granted = |want: Value| move |store: &DirectoryStore| (grant(store) == want).then_some(());
-    cluster.until("the first grant", granted(first)).await;
+    let cluster = granted_to_worker1(1).await;
     cluster.add_node("worker2");
     cluster.renew("worker2", 600);
     let second = json!({"generation": 2, "node": "worker2"});
-    cluster.until("the second grant", granted(second)).await;
+    cluster.until_grant(second).await;
     let lease = lease_key(&"worker1".parse().unwrap());
     let taken = read_lease(&cluster.store.get(&lease).unwrap().unwrap());
     assert!(taken.is_taken);
@@ -372,16 +383,7 @@ async fn a_silent_nodes_lease_is_taken_before_its_address_is_given_away_e33() {
 
 #[tokio::test]
 async fn a_drained_node_gives_back_before_another_is_given_e33_e35() {
-    let cluster = Cluster::start();
-    cluster.add_node("worker1");
-    cluster.renew("worker1", 600);
-    cluster
-        .store
-        .apply(gateway(SYSTEM_NAMESPACE, &["192.168.1.100"]))
-        .unwrap();
-    let granted = |want: Value| move |store: &DirectoryStore| (grant(store) == want).then_some(());
-    let first = json!({"generation": 1, "node": "worker1"});
-    cluster.until("the first grant", granted(first)).await;
+    let cluster = granted_to_worker1(600).await;
     cluster.add_node("worker2");
     cluster.renew("worker2", 600);
     let node = ObjectKey::cluster(Kind::Node, "worker1");
@@ -389,7 +391,7 @@ async fn a_drained_node_gives_back_before_another_is_given_e33_e35() {
     cordoned.value_mut()["spec"]["unschedulable"] = json!(true);
     cluster.store.apply(cordoned).unwrap();
     let withdrawn = json!({"generation": 1, "node": "worker1", "withdrawn": true});
-    cluster.until("the withdrawal", granted(withdrawn)).await;
+    cluster.until_grant(withdrawn).await;
 
     let name = "worker1".parse().unwrap();
     let lease = cluster.store.get(&lease_key(&name)).unwrap();
@@ -399,7 +401,7 @@ async fn a_drained_node_gives_back_before_another_is_given_e33_e35() {
     let lease = crate::lease::lease_object(&name, &record, lease.as_ref());
     cluster.store.apply(lease).unwrap();
     let second = json!({"generation": 2, "node": "worker2", "handedOver": true});
-    cluster.until("the second grant", granted(second)).await;
+    cluster.until_grant(second).await;
 }
 
 #[tokio::test]

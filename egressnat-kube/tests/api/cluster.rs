@@ -1,6 +1,6 @@
 //! A cluster without kubelets: an API server, the CRDs, the roles, nodes, and the two loops as their service accounts.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fs;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -125,10 +125,6 @@ impl NodeDataplane for Recording {
 
     fn uplink(&self) -> Neighborly {
         Neighborly
-    }
-
-    fn found(&self) -> BTreeMap<IpAddr, Instant> {
-        BTreeMap::new()
     }
 
     async fn apply(&mut self, plan: &NodePlan) -> Report {
