@@ -27,6 +27,8 @@ pub struct Config {
     pub max_pods: u32,
     /// How programs are put on interfaces.
     pub attachment: Attachment,
+    /// Who writes the outer headers of tunnel packets.
+    pub encapsulation: Encapsulation,
     /// How the network is asked before a floating IP is taken.
     pub probes: Probes,
     /// Who may change the nftables tables while the packet path is open.
@@ -43,6 +45,19 @@ pub enum FloatingIpUse {
     Unlimited,
     /// Until the deadline that [`Deadlines`](crate::Deadlines) gives them; they are silent before they have one.
     UntilDeadline,
+}
+
+/// Who writes the outer headers of tunnel packets. On the wire both are the same.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Encapsulation {
+    /// Our program at the tunnel device, which takes less than half the time. What it sends passes by the node's output: no
+    /// ip rule, no firewall rule and no IPsec policy sees it. Where it cannot, the device does it: IPv6, kernels before 6.7,
+    /// floating IPs to which the main table has no route, neighbors that
+    /// are not known yet.
+    #[default]
+    Program,
+    /// The kernel's VXLAN device, always: for nodes that route by ip rules or encrypt between each other with IPsec.
+    Device,
 }
 
 /// Who may change our nftables tables while the packet path is open.
@@ -69,6 +84,7 @@ impl Default for Config {
             floating_ip_use: FloatingIpUse::default(),
             max_pods: 65_536,
             attachment: Attachment::Automatic,
+            encapsulation: Encapsulation::default(),
             probes: Probes::default(),
             table_ownership: TableOwnership::default(),
             guard_file: None,

@@ -68,7 +68,7 @@ mod segment;
 pub use announce::AnnounceError;
 pub use capabilities::CapabilitiesError;
 pub use cleanup::cleanup;
-pub use config::{Config, FloatingIpUse, TableOwnership};
+pub use config::{Config, Encapsulation, FloatingIpUse, TableOwnership};
 pub use conntrack::ConntrackError;
 pub use counters::{Blocked, Counters, CountersError, EgressCounters};
 pub use dataplane::{Dataplane, OpenError};

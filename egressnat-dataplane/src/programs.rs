@@ -18,7 +18,7 @@ use aya::programs::{LinkOrder, ProgramError, SchedClassifier, TcAttachType};
 use aya::{Ebpf, EbpfError, EbpfLoader};
 use thiserror::Error;
 
-use crate::config::Config;
+use crate::config::{Config, Encapsulation};
 use crate::maps::Maps;
 use attachment::Mechanism;
 
@@ -178,6 +178,7 @@ impl Programs {
             source,
         })?;
         layout::check(&pins, config)?;
+        let writes_headers = u32::from(config.encapsulation == Encapsulation::Program);
         let mut ebpf = EbpfLoader::new()
             .map_max_entries("pods", config.max_pods)
             .map_max_entries("pods6", config.max_pods)
@@ -185,6 +186,8 @@ impl Programs {
             .override_global("MARK_MASK", &config.mark.mask(), true)
             .override_global("MARK_TUNNEL", &config.mark.tunnel(), true)
             .override_global("MARK_SHIFT", &config.mark.shift(), true)
+            .override_global("TUNNEL_PORT", &config.tunnel_port, true)
+            .override_global("WRITES_HEADERS", &writes_headers, true)
             .load(OBJECT)
             .map_err(ProgramsError::Load)?;
         let maps = Maps::open(|name| {

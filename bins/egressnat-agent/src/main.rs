@@ -11,7 +11,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use egressnat_core::model::NodeName;
 use egressnat_core::{Failure, NodePlan, Report};
 use egressnat_dataplane::{
-    Attachment, Config, Dataplane, Deadlines, FloatingIpUse, MarkMask, Segment, cleanup,
+    Attachment, Config, Dataplane, Deadlines, Encapsulation, FloatingIpUse, MarkMask, Segment,
+    cleanup,
 };
 use egressnat_kube::{
     AgentConfig, ApiStore, DirectoryStore, NodeDataplane, Pulse, StoreOutage, Uplink, run_agent,
@@ -94,6 +95,17 @@ struct Host {
     /// How programs are put on interfaces: automatic, tcx or clsact.
     #[arg(long, value_name = "WAY", default_value = "automatic", value_parser = attachment)]
     attachment: Attachment,
+    /// Who writes the outer headers of tunnel packets: program, or device on nodes with ip rules or IPsec between each other.
+    #[arg(long, value_name = "WHO", default_value = "program", value_parser = encapsulation)]
+    encapsulation: Encapsulation,
+}
+
+fn encapsulation(text: &str) -> anyhow::Result<Encapsulation> {
+    match text {
+        "program" => Ok(Encapsulation::Program),
+        "device" => Ok(Encapsulation::Device),
+        _ => bail!("write program or device"),
+    }
 }
 
 fn attachment(text: &str) -> anyhow::Result<Attachment> {
@@ -120,6 +132,7 @@ impl Host {
             mark: self.mark_mask,
             floating_ip_use: FloatingIpUse::UntilDeadline,
             attachment: self.attachment,
+            encapsulation: self.encapsulation,
             ..Config::default()
         }
     }

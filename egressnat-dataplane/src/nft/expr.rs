@@ -156,6 +156,9 @@ pub(super) fn set_mark() -> Expr {
     )
 }
 
+/// `IP_CT_DIR_REPLY`
+pub(super) const CT_DIRECTION_REPLY: u8 = 1;
+
 fn load_ct(key: i32) -> Expr {
     expr(
         c"ct",
@@ -164,6 +167,19 @@ fn load_ct(key: i32) -> Expr {
             (sys::NFTNL_EXPR_CT_DREG, Value::U32(REGISTER)),
         ],
     )
+}
+
+/// `ct reply ip daddr`, `ct reply ip6 daddr`: what a flow is translated to.
+pub(super) fn ct_reply_destination(family: Family) -> Expr {
+    let mut address = load_ct(match family {
+        Family::Ipv4 => libc::NFT_CT_DST_IP,
+        Family::Ipv6 => libc::NFT_CT_DST_IP6,
+    });
+    address.attributes.push((
+        sys::NFTNL_EXPR_CT_DIR as u16,
+        Value::Data(vec![CT_DIRECTION_REPLY]),
+    ));
+    address
 }
 
 /// `ct direction`

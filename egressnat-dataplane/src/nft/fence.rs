@@ -204,7 +204,7 @@ fn declare_arp(batch: &mut Batch) {
     }
 }
 
-/// Drops packets for a fenced address, on their way in, and questions of neighbors who has it.
+/// Drops what is for a fenced address itself, and questions of neighbors who has it.
 pub(super) fn add_inbound(family: Family, chain: &Chain<'_>, batch: &mut Batch) {
     let counter = || expr::named_counter(Counter::Expired);
     let exprs = expired(expr::destination(family), counter());
@@ -224,12 +224,21 @@ pub(super) fn add_inbound(family: Family, chain: &Chain<'_>, batch: &mut Batch) 
     }
 }
 
-/// Drops packets from a fenced address, behind all source NAT: a flow keeps its binding as long as it lasts.
-pub(super) fn add_outbound(family: Family, chain: &Chain<'_>, batch: &mut Batch) {
-    let counter = expr::named_counter(Counter::Expired);
-    let exprs = expired(expr::source(family), counter);
-    let comment = c"the deadline of the floating IP has come: nothing goes out";
+/// Drops packets of flows that have a fenced address, in both directions, behind all source NAT: a flow keeps its binding as
+/// long as it lasts.
+pub(super) fn add_forwarded(family: Family, chain: &Chain<'_>, batch: &mut Batch) {
+    let counter = || expr::named_counter(Counter::Expired);
+    // Where the answers of a flow are for is what it is translated to, whichever way a packet of it goes.
+    let exprs = expired(expr::ct_reply_destination(family), counter());
+    let comment = c"the deadline of the floating IP has come: its flows stand still";
     batch.add(&rule(chain, comment, &exprs), MsgType::Add);
+    if family == Family::Ipv6 {
+        // Neighbor discovery is of no flow.
+        let mut exprs = vec![expr::protocol(), expr::is(&[libc::IPPROTO_ICMPV6 as u8])];
+        exprs.extend(expired(expr::source(family), counter()));
+        let comment = c"the deadline of the floating IP has come: nobody is told who has it";
+        batch.add(&rule(chain, comment, &exprs), MsgType::Add);
+    }
 }
 
 /// Drops what has an address that is fenced and not held.

@@ -421,7 +421,7 @@ fn at_its_deadline_a_floating_ip_of_ipv6_falls_silent_without_an_agent() {
     }
     drop(senders);
     assert!(!network.is_told6(), "neighbors are answered");
-    let chain = network.exec("n2", "nft list chain ip6 egressnat prerouting");
+    let chain = network.exec("n2", "nft list chain ip6 egressnat input");
     let asked = chain.lines().find(|line| line.contains("asks who has it"));
     assert!(!asked.unwrap().contains("packets 0 "), "{chain}");
     assert_eq!(counted(), silent_from);

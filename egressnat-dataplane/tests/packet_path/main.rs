@@ -12,6 +12,7 @@ mod bridge;
 mod burst;
 mod clsact;
 mod counters;
+mod encapsulation;
 mod failures;
 mod fence;
 mod foreign;

@@ -213,7 +213,7 @@ fn a_table_of_an_older_layout_is_taken_over_under_traffic_with_its_deadlines() {
         // An nft that is older than the kernel has no word for a table that lasts.
         let lines = older.lines().filter(|line| !line.starts_with("\tflags "));
         let older: String = lines.map(|line| format!("{line}\n")).collect();
-        let (before, rest) = older.split_once("\tchain redirected {").unwrap();
+        let (before, rest) = older.split_once("\tchain input {").unwrap();
         let (_, after) = rest.split_once("\t}\n").unwrap();
         let ruleset = format!("delete table ip egressnat\n{before}{after}");
         network.load(node, &ruleset);
@@ -224,7 +224,7 @@ fn a_table_of_an_older_layout_is_taken_over_under_traffic_with_its_deadlines() {
         let report = network.apply(node, plan(node, "n2"));
         assert_eq!((report.changes, report.failures), (1, vec![]), "{node}");
         let table = network.exec(node, "nft list table ip egressnat");
-        assert!(table.contains("chain redirected") && !table.contains("older"));
+        assert!(table.contains("chain input") && !table.contains("older"));
     }
     let before = network.arrived();
     eventually(true, || network.arrived() > before + 1000);

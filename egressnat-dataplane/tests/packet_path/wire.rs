@@ -38,7 +38,10 @@ pub(crate) struct Packet {
     pub(crate) destination: Ipv4Addr,
     pub(crate) protocol: u8,
     pub(crate) ttl: u8,
+    pub(crate) tos: u8,
     pub(crate) dont_fragment: bool,
+    /// The header's checksum is right, and its length.
+    pub(crate) has_right_header: bool,
     /// More fragments follow, or this is not the first.
     pub(crate) is_fragment: bool,
     pub(crate) payload: Vec<u8>,
@@ -59,6 +62,9 @@ impl Packet {
             destination: address(16),
             protocol: header[9],
             ttl: header[8],
+            tos: header[1],
+            has_right_header: checksum(bytes.get(..length)?) == 0
+                && usize::from(u16::from_be_bytes([header[2], header[3]])) == bytes.len(),
             dont_fragment: flags & DONT_FRAGMENT != 0,
             is_fragment: flags & 0x3fff != 0,
             payload: bytes.get(length..)?.to_vec(),
@@ -72,6 +78,8 @@ impl Packet {
             destination: destination.parse().unwrap(),
             protocol,
             ttl: 64,
+            tos: 0,
+            has_right_header: true,
             dont_fragment: false,
             is_fragment: false,
             payload,
@@ -133,6 +141,18 @@ impl Packet {
         Self::udp((source, 40_000), (gateway, TUNNEL_PORT), &data)
     }
 
+    /// Whether it is one of the tunnel.
+    pub(crate) fn is_tunneled(&self) -> bool {
+        self.protocol == UDP && self.ports().is_some_and(|(_, to)| to == TUNNEL_PORT)
+    }
+
+    /// What a packet of the tunnel has inside, and its VNI.
+    pub(crate) fn inner(&self) -> Option<(u32, Self)> {
+        let vxlan = self.payload.get(8..).filter(|_| self.is_tunneled())?;
+        let vni = u32::from_be_bytes(*vxlan.get(4..)?.first_chunk()?) >> 8;
+        Some((vni, Self::parse(vxlan.get(8 + ETHERNET..)?)?))
+    }
+
     /// The packet that an ICMP error is about; a part of it.
     pub(crate) fn cause(&self) -> Option<Self> {
         Self::parse(self.payload.get(8..)?)
@@ -167,7 +187,7 @@ impl Packet {
     fn bytes(&self) -> Vec<u8> {
         let length = u16::try_from(20 + self.payload.len()).unwrap();
         let flags = if self.dont_fragment { DONT_FRAGMENT } else { 0 };
-        let mut bytes = vec![0x45, 0];
+        let mut bytes = vec![0x45, self.tos];
         bytes.extend(length.to_be_bytes());
         bytes.extend([0, 1]);
         bytes.extend(flags.to_be_bytes());

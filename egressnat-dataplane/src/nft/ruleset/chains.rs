@@ -1,0 +1,415 @@
+//! The chains of our table and their rules.
+//!
+//! Each packet of a node comes by three of them: `prerouting`, `guard` and `after_nat`. So they ask first what most packets
+//! answer with no, or what ends the way of most, and what only few have to pass is a chain of its own. Chains of type nat see
+//! the first packet of a flow only.
+
+use std::ffi::CStr;
+
+use egressnat_core::model::MasqueradeRules;
+use nftnl::{Batch, Chain, ChainType, Hook, MsgType, Policy, Table};
+
+use super::{Ruleset, TABLE};
+use crate::nft::counter::Counter;
+use crate::nft::expr::{self, Expr, rule};
+use crate::nft::set::{Elements, SetName};
+use crate::nft::{fence, masquerade};
+
+/// The chain of what no policy decides. `masquerade` alone is a word of the language of nft, which could not list it.
+pub(in crate::nft) const MASQUERADE: &CStr = c"masquerade_rules";
+
+/// Priorities at the hooks (netfilter's `nf_ip_hook_priorities`).
+const RAW: i32 = -300;
+/// After connection tracking (-200), where `ct` can be read; before filters (0).
+const MANGLE: i32 = -150;
+/// The first that the kernel takes for NAT, which is behind connection tracking (-200): who translates first decides, and all
+/// source NAT happens at one point (100), all destination NAT at another (-100), in the order of these numbers.
+const FIRST_NAT: i32 = -199;
+/// Before other source NAT (100), behind what others put there on purpose.
+const BEFORE_SRCNAT: i32 = 95;
+/// Behind destination NAT (-100), before routing.
+const AFTER_DSTNAT: i32 = -90;
+/// After all source NAT.
+const AFTER_SRCNAT: i32 = 110;
+
+/// `ct state` bits.
+const CT_INVALID_OR_NEW: u32 = 1 | 8;
+/// `ct status dnat`
+const CT_STATUS_DNAT: u32 = 1 << 5;
+
+const REPLIES: &CStr = c"replies of connections that came in from outside are not egress";
+
+impl Ruleset {
+    /// Sets, counters, chains and rules.
+    pub(super) fn declare(&self, rules: &MasqueradeRules, batch: &mut Batch) {
+        for name in SetName::ALL {
+            batch.add(&Elements::of(self.family, name), MsgType::Add);
+        }
+        for counter in Counter::ALL {
+            batch.add(&counter.of(self.family), MsgType::Add);
+        }
+        let table = Table::new(TABLE, self.family.into());
+        self.raw_chains(&table, batch);
+        self.prerouting_chains(&table, batch);
+        self.floating_chains(&table, batch);
+        self.guard_chains(&table, batch);
+        self.masquerade_chain(&table, rules, batch);
+        self.decided_chain(&table, batch);
+        self.postrouting_chain(&table, batch);
+        self.last_chains(&table, batch);
+    }
+
+    fn raw_chains(&self, table: &Table, batch: &mut Batch) {
+        for (name, hook) in [
+            (c"raw_prerouting", Hook::PreRouting),
+            (c"raw_output", Hook::Out),
+        ] {
+            let chain = base_chain(name, table, ChainType::Filter, hook, RAW, batch);
+            let exprs = [
+                expr::protocol(),
+                expr::is(&[libc::IPPROTO_UDP as u8]),
+                expr::destination_port(),
+                expr::is(&self.tunnel_port.to_be_bytes()),
+                expr::notrack(),
+            ];
+            let comment = c"tunnel packets need no connection tracking";
+            batch.add(&rule(&chain, comment, &exprs), MsgType::Add);
+        }
+    }
+
+    /// Where a decision is taken back before the packet is routed by it.
+    fn prerouting_chains(&self, table: &Table, batch: &mut Batch) {
+        let marked = Chain::new(c"marked", table);
+        batch.add(&marked, MsgType::Add);
+        let replies = [
+            expr::ct_direction(),
+            expr::is(&[expr::CT_DIRECTION_REPLY]),
+            expr::mark(),
+            expr::and(!self.mark.mask()),
+            expr::set_mark(),
+            expr::accept(),
+        ];
+        batch.add(&rule(&marked, REPLIES, &replies), MsgType::Add);
+        // A Service may lead a packet elsewhere than where it was steered by. To inside of the cluster nothing is egress (E12).
+        let inside = [
+            expr::ct_status(),
+            expr::and(CT_STATUS_DNAT),
+            expr::is_not(&0u32.to_ne_bytes()),
+            expr::destination(self.family),
+            expr::is_in(SetName::InternalRanges.as_cstr()),
+            expr::mark(),
+            expr::and_or(!self.mark.mask(), self.mark.passed()),
+            expr::set_mark(),
+        ];
+        let comment = c"a Service leads into the cluster: not egress";
+        batch.add(&rule(&marked, comment, &inside), MsgType::Add);
+
+        let chain = base_chain(
+            c"prerouting",
+            table,
+            ChainType::Filter,
+            Hook::PreRouting,
+            AFTER_DSTNAT,
+            batch,
+        );
+        let mut decided: Vec<Expr> = self.is_decided().into();
+        decided.push(expr::goto(c"marked"));
+        let comment = c"of this node's pods";
+        batch.add(&rule(&chain, comment, &decided), MsgType::Add);
+    }
+
+    /// What is for a floating IP itself.
+    fn floating_chains(&self, table: &Table, batch: &mut Batch) {
+        let new = base_chain(
+            c"inbound",
+            table,
+            ChainType::Nat,
+            Hook::PreRouting,
+            FIRST_NAT,
+            batch,
+        );
+        let input = base_chain(c"input", table, ChainType::Filter, Hook::In, MANGLE, batch);
+        fence::add_inbound(self.family, &input, batch);
+        for (chain, comment) in [
+            (&new, c"floating IPs take no new connections"),
+            (&input, c"floating IPs answer no unknown flow"),
+        ] {
+            let exprs = [
+                expr::destination(self.family),
+                expr::is_in(SetName::FloatingIps.as_cstr()),
+                expr::ct_state(),
+                expr::and(CT_INVALID_OR_NEW),
+                expr::is_not(&0u32.to_ne_bytes()),
+                expr::named_counter(Counter::Inbound),
+                expr::drop_packet(),
+            ];
+            batch.add(&rule(chain, comment, &exprs), MsgType::Add);
+        }
+    }
+
+    /// What is decided is decided: every packet here gets its translation, if only to the address that it has, and nobody behind
+    /// translates it otherwise.
+    fn decided_chain(&self, table: &Table, batch: &mut Batch) {
+        let chain = base_chain(
+            c"decided",
+            table,
+            ChainType::Nat,
+            Hook::PostRouting,
+            FIRST_NAT,
+            batch,
+        );
+        let mut add =
+            |comment: &CStr, exprs: &[Expr]| batch.add(&rule(&chain, comment, exprs), MsgType::Add);
+        let ours = self.mark.mask();
+        let [mark, tunnel_bit, is_set] = self.is_steered();
+        add(
+            c"on the way to the gateway node: translated there",
+            &[
+                mark,
+                tunnel_bit,
+                is_set,
+                expr::counter(),
+                expr::source(self.family),
+                expr::snat(self.family),
+            ],
+        );
+        add(
+            c"a policy keeps the pod's address",
+            &[
+                expr::mark(),
+                expr::and(ours),
+                expr::is(&self.mark.keep().to_ne_bytes()),
+                expr::counter(),
+                expr::source(self.family),
+                expr::snat(self.family),
+            ],
+        );
+        add(
+            c"leaves with its egress IP",
+            &[
+                expr::mark(),
+                expr::and(ours),
+                expr::map(SetName::EgressIps.as_cstr()),
+                expr::counter(),
+                expr::snat(self.family),
+            ],
+        );
+        let left_to_node = self.mark.left_to_node();
+        add(
+            c"its egress IP is not on this node (any more): never leaves with another address",
+            &[
+                expr::mark(),
+                expr::and(ours),
+                expr::is_not(&0u32.to_ne_bytes()),
+                expr::and(left_to_node),
+                expr::is_not(&(self.mark.forward() & left_to_node).to_ne_bytes()),
+                expr::named_counter(Counter::NotHeld),
+                expr::drop_packet(),
+            ],
+        );
+    }
+
+    fn postrouting_chain(&self, table: &Table, batch: &mut Batch) {
+        let chain = base_chain(
+            c"postrouting",
+            table,
+            ChainType::Nat,
+            Hook::PostRouting,
+            BEFORE_SRCNAT,
+            batch,
+        );
+        let mut known: Vec<Expr> = self.is_left_to_node().into();
+        known.push(expr::goto(MASQUERADE));
+        let comment = c"known pods: no policy decides";
+        batch.add(&rule(&chain, comment, &known), MsgType::Add);
+        let unknown = [
+            expr::source(self.family),
+            expr::is_in(SetName::PodRanges.as_cstr()),
+            expr::goto(MASQUERADE),
+        ];
+        let comment = c"pods that are not known yet";
+        batch.add(&rule(&chain, comment, &unknown), MsgType::Add);
+    }
+
+    /// Matches packets that carry a decision.
+    fn is_decided(&self) -> [Expr; 3] {
+        [
+            expr::mark(),
+            expr::and(self.mark.mask()),
+            expr::is_not(&0u32.to_ne_bytes()),
+        ]
+    }
+
+    /// Matches packets of known pods that no policy decides.
+    fn is_left_to_node(&self) -> [Expr; 3] {
+        let bits = self.mark.left_to_node();
+        [
+            expr::mark(),
+            expr::and(bits),
+            expr::is(&(self.mark.forward() & bits).to_ne_bytes()),
+        ]
+    }
+
+    /// Matches packets on their way into the tunnel.
+    fn is_steered(&self) -> [Expr; 3] {
+        [
+            expr::mark(),
+            expr::and(self.mark.tunnel()),
+            expr::is_not(&0u32.to_ne_bytes()),
+        ]
+    }
+
+    /// Every packet of a known pod is decided, and carries the decision as its mark. What comes from a pod's address and
+    /// carries none is of a pod that is not known (E43). Here the destination is the one that the packet leaves to.
+    fn guard_chains(&self, table: &Table, batch: &mut Batch) {
+        let [undecided, passed] = [c"undecided", c"passed"].map(|name| {
+            let chain = Chain::new(name, table);
+            batch.add(&chain, MsgType::Add);
+            chain
+        });
+        let to_strict_destination = || {
+            [
+                expr::destination(self.family),
+                expr::is_in(SetName::GuardRanges.as_cstr()),
+                expr::is_not_in(SetName::InternalRanges.as_cstr()),
+            ]
+        };
+        let replies = [
+            expr::ct_direction(),
+            expr::is(&[expr::CT_DIRECTION_REPLY]),
+            expr::accept(),
+        ];
+        batch.add(&rule(&undecided, REPLIES, &replies), MsgType::Add);
+        let mut unknown = vec![
+            expr::source(self.family),
+            expr::is_in(SetName::PodRanges.as_cstr()),
+        ];
+        unknown.extend(to_strict_destination());
+        unknown.extend([expr::named_counter(Counter::Undecided), expr::drop_packet()]);
+        let comment = c"to a strict destination, and nobody has decided about it";
+        batch.add(&rule(&undecided, comment, &unknown), MsgType::Add);
+        let mut redirected = vec![
+            expr::ct_status(),
+            expr::and(CT_STATUS_DNAT),
+            expr::is_not(&0u32.to_ne_bytes()),
+        ];
+        redirected.extend(to_strict_destination());
+        redirected.extend([
+            expr::named_counter(Counter::Redirected),
+            expr::drop_packet(),
+        ]);
+        let comment = c"of a selected pod, and a Service leads to a strict destination";
+        batch.add(&rule(&passed, comment, &redirected), MsgType::Add);
+
+        let chain = base_chain(
+            c"guard",
+            table,
+            ChainType::Filter,
+            Hook::Forward,
+            MANGLE,
+            batch,
+        );
+        for (mark, then, comment) in [
+            (0, c"undecided", c"replies, and pods that are not known"),
+            (
+                self.mark.passed(),
+                c"passed",
+                c"selected pods: no policy decides",
+            ),
+        ] {
+            let exprs = [
+                expr::mark(),
+                expr::and(self.mark.mask()),
+                expr::is(&mark.to_ne_bytes()),
+                expr::goto(then),
+            ];
+            batch.add(&rule(&chain, comment, &exprs), MsgType::Add);
+        }
+    }
+
+    /// Source NAT is not asked about a flow that has a binding already, nor about packets that conntrack calls invalid.
+    fn last_chains(&self, table: &Table, batch: &mut Batch) {
+        let steered = Chain::new(c"steered", table);
+        batch.add(&steered, MsgType::Add);
+        let mut name = [0; libc::IFNAMSIZ];
+        for (to, from) in name.iter_mut().zip(self.tunnel_device.bytes()) {
+            *to = from;
+        }
+        let stray = [
+            expr::out_interface(),
+            expr::is_not(&name),
+            expr::named_counter(Counter::NoTunnel),
+            expr::drop_packet(),
+        ];
+        let comment = c"steered, and its way does not lead into the tunnel";
+        batch.add(&rule(&steered, comment, &stray), MsgType::Add);
+
+        let chain = base_chain(
+            c"after_nat",
+            table,
+            ChainType::Filter,
+            Hook::PostRouting,
+            AFTER_SRCNAT,
+            batch,
+        );
+        let mut done: Vec<Expr> = self.is_left_to_node().into();
+        done.extend([
+            expr::mark(),
+            expr::and(!self.mark.mask()),
+            expr::set_mark(),
+            expr::accept(),
+        ]);
+        let comment = c"known pods, no policy decides: the mark has done its work";
+        batch.add(&rule(&chain, comment, &done), MsgType::Add);
+        let mut to_tunnel: Vec<Expr> = self.is_steered().into();
+        to_tunnel.push(expr::goto(c"steered"));
+        let comment = c"on the way to the gateway node";
+        batch.add(&rule(&chain, comment, &to_tunnel), MsgType::Add);
+        fence::add_forwarded(self.family, &chain, batch);
+        let untranslated = [
+            expr::mark(),
+            expr::and(self.mark.mask()),
+            expr::is_not(&0u32.to_ne_bytes()),
+            expr::is_not(&self.mark.keep().to_ne_bytes()),
+            expr::source(self.family),
+            expr::is_in(SetName::InternalRanges.as_cstr()),
+            expr::counter(),
+            expr::drop_packet(),
+        ];
+        let comment = c"should leave with an egress IP and still has a pod's address";
+        batch.add(&rule(&chain, comment, &untranslated), MsgType::Add);
+    }
+
+    /// What no policy decides: not inside the cluster, then by the masquerade rules, which stand between these two.
+    fn masquerade_chain(&self, table: &Table, rules: &MasqueradeRules, batch: &mut Batch) {
+        let chain = Chain::new(MASQUERADE, table);
+        batch.add(&chain, MsgType::Add);
+        let internal = [
+            expr::destination(self.family),
+            expr::is_in(SetName::InternalRanges.as_cstr()),
+            expr::accept(),
+        ];
+        let comment = c"inside the cluster";
+        batch.add(&rule(&chain, comment, &internal), MsgType::Add);
+        masquerade::add_all(&chain, rules, batch);
+        let comment = c"all else of this node's pods leaves with the node's address";
+        let all_else = [expr::counter(), expr::masquerade()];
+        batch.add(&rule(&chain, comment, &all_else), MsgType::Add);
+    }
+}
+
+pub(in crate::nft) fn base_chain<'a>(
+    name: &CStr,
+    table: &'a Table,
+    kind: ChainType,
+    hook: Hook,
+    priority: i32,
+    batch: &mut Batch,
+) -> Chain<'a> {
+    let mut chain = Chain::new(name, table);
+    chain.set_type(kind);
+    chain.set_hook(hook, priority);
+    chain.set_policy(Policy::Accept);
+    batch.add(&chain, MsgType::Add);
+    chain
+}
