@@ -16,13 +16,15 @@ use crate::kind::Kind;
 use crate::pulse::Pulse;
 use crate::store::{ObjectStore, StoreError, Watch, WatchEvent, WatchRequest};
 
-mod own_node;
+mod description;
 mod ownership;
+mod renewal;
 mod report;
 mod segment;
 
-use own_node::OwnNode;
+use description::Description;
 use ownership::Ownership;
+use renewal::Renewal;
 use report::Reporter;
 use segment::{Segment, Voters};
 
@@ -136,9 +138,12 @@ where
     S: ObjectStore,
     D: NodeDataplane,
 {
-    let request = WatchRequest::of(&KINDS).with_pods_of(config.node.clone());
+    let request = WatchRequest::of(&KINDS).of_node(config.node.clone());
     let mut watch = store.watch(&request)?;
-    let (reporter, writer, planned) = report::channel(store.clone(), &config.node);
+    let subnets = dataplane.subnets();
+    let (description, described) = Description::new(store.clone(), &config.node, &subnets)?;
+    let _description = AbortOnDrop(tokio::spawn(description.keep()));
+    let (reporter, writer, planned) = report::channel(store.clone(), &config.node, described);
     let _reports = AbortOnDrop(tokio::spawn(writer.write()));
     let ownership = Ownership::new(
         config.node.clone(),
@@ -146,9 +151,8 @@ where
         dataplane.uplink(),
         dataplane.found(),
     );
-    let subnets = dataplane.subnets();
-    let node = OwnNode::new(store, ownership.clone(), &config, &subnets, planned);
-    let _renewals = AbortOnDrop(tokio::spawn(node.tell()));
+    let renewal = Renewal::new(store, ownership.clone(), &config, planned);
+    let _renewals = AbortOnDrop(tokio::spawn(renewal.keep()));
     let segment = Segment::new(ownership.clone(), &config, subnets);
     let voters = segment.voters();
     let _segment = AbortOnDrop(tokio::spawn(segment.watch()));

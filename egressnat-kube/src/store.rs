@@ -73,8 +73,8 @@ pub enum StoreError {
 pub struct WatchRequest {
     /// The kinds of objects.
     pub kinds: Vec<Kind>,
-    /// The node whose pods are wanted; those of all nodes if there is none.
-    pub pods_of: Option<NodeName>,
+    /// The only node whose pods and gateway node are wanted; those of all nodes if there is none.
+    pub node: Option<NodeName>,
 }
 
 impl WatchRequest {
@@ -82,23 +82,26 @@ impl WatchRequest {
     pub fn of(kinds: &[Kind]) -> Self {
         Self {
             kinds: kinds.to_vec(),
-            pods_of: None,
+            node: None,
         }
     }
 
-    /// Of pods only those on one node: memory goes with the node, not with the cluster.
-    pub fn with_pods_of(mut self, node: NodeName) -> Self {
-        self.pods_of = Some(node);
+    /// Of pods only those on one node, of gateway nodes only its own: memory goes with the node, not with the cluster.
+    pub fn of_node(mut self, node: NodeName) -> Self {
+        self.node = Some(node);
         self
     }
 
     /// Whether it asks for this object.
     pub fn asks_for(&self, object: &Object) -> bool {
-        let is_elsewhere = |node: &NodeName| {
-            object.kind() == Kind::Pod
-                && object.at("/spec/nodeName").as_str() != Some(node.as_str())
+        let is_elsewhere = |node: &NodeName| match object.kind() {
+            Kind::Pod => object.at("/spec/nodeName").as_str() != Some(node.as_str()),
+            Kind::NetworkGatewayNode | Kind::AnthosNetworkGatewayNode => {
+                object.key().name != node.as_str()
+            }
+            _ => false,
         };
-        self.kinds.contains(&object.kind()) && !self.pods_of.as_ref().is_some_and(is_elsewhere)
+        self.kinds.contains(&object.kind()) && !self.node.as_ref().is_some_and(is_elsewhere)
     }
 }
 

@@ -4,14 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use egressnat_core::gateway::SYSTEM_NAMESPACE;
 use egressnat_core::model::{NodeName, PolicyName};
 use egressnat_core::{Digest, Failure, Planned, PolicyMeaning, Reason, Report, Subject};
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::sync::watch;
 
+use super::description::gateway_node_key;
 use crate::field_manager::FieldManager;
-use crate::kind::Kind;
 use crate::object::{Object, ObjectKey};
 use crate::status::reason;
 use crate::status::{Mark, NodeReport, POLICIES_AT_MOST, PolicyReport, Problem};
@@ -23,9 +22,6 @@ const STARTING: Duration = Duration::from_secs(5);
 /// Two reports are written at least this far apart: pods come in bursts.
 const PACE: Duration = Duration::from_secs(1);
 
-/// How often it is looked whether the report is still there: somebody may have removed it.
-const LOOK: Duration = Duration::from_secs(60);
-
 /// A report, and the policies that it was planned with.
 #[derive(Debug, Clone, PartialEq)]
 struct Told {
@@ -33,10 +29,12 @@ struct Told {
     policies: Digest,
 }
 
-/// The two ends of what is told, and the mark that follows it: what has been written for all to see.
+/// The two ends of what is told, and the mark that follows it: what has been written for all to see. `seen` is the node's
+/// description, which the report is a part of.
 pub(super) fn channel<S: ObjectStore>(
     store: S,
     node: &NodeName,
+    seen: watch::Receiver<Option<Object>>,
 ) -> (Reporter, ReportWriter<S>, watch::Receiver<Option<Mark>>) {
     let (sender, receiver) = watch::channel(None);
     let (written, mark) = watch::channel(None);
@@ -44,11 +42,11 @@ pub(super) fn channel<S: ObjectStore>(
         sender,
         failing: BTreeMap::new(),
     };
-    let key = ObjectKey::namespaced(Kind::NetworkGatewayNode, SYSTEM_NAMESPACE, node.as_str());
     let writer = ReportWriter {
         store,
-        key,
+        key: gateway_node_key(node),
         told: receiver,
+        seen,
         written,
         is_failing: false,
     };
@@ -193,57 +191,54 @@ pub(super) struct ReportWriter<S> {
     store: S,
     key: ObjectKey,
     told: watch::Receiver<Option<Told>>,
+    seen: watch::Receiver<Option<Object>>,
     written: watch::Sender<Option<Mark>>,
     is_failing: bool,
 }
 
 impl<S: ObjectStore> ReportWriter<S> {
-    /// Writes for ever what is told, the newest only.
+    /// Writes for ever what is told, the newest only, and again what somebody altered or removed.
     pub(super) async fn write(mut self) {
-        let mut is_news = true;
         loop {
-            let told = self.told.borrow_and_update().clone();
-            let wait = match told {
-                None => LOOK,
-                Some(told) => match self.write_once(&told, is_news).await {
-                    Ok(()) => {
-                        self.recovered();
-                        // After the report, so that whoever sees the mark can know whether it has seen the report.
-                        let mark = Mark {
-                            policies: told.policies,
-                            revision: told.report.revision,
-                        };
-                        self.written.send_replace(Some(mark));
-                        tokio::time::sleep(PACE).await;
-                        LOOK
-                    }
-                    Err(error) => {
-                        self.failed(&error);
-                        tokio::time::sleep(PACE).await;
-                        is_news = true;
-                        continue;
-                    }
-                },
+            let changed = tokio::select! {
+                changed = self.told.changed() => changed,
+                changed = self.seen.changed() => changed,
             };
-            is_news = tokio::select! {
-                changed = self.told.changed() => match changed {
-                    Ok(()) => true,
-                    Err(_) => return,
-                },
-                () = tokio::time::sleep(wait) => false,
+            // The agent ends.
+            if changed.is_err() {
+                return;
+            }
+            let Some(told) = self.told.borrow_and_update().clone() else {
+                continue;
             };
+            let wanted = json!(told.report);
+            if has_report(self.seen.borrow_and_update().as_ref(), &wanted) {
+                self.publish(&told);
+                continue;
+            }
+            match self.write_once(&wanted).await {
+                Ok(()) => {
+                    self.recovered();
+                    self.publish(&told);
+                }
+                Err(error) => {
+                    self.failed(&error);
+                    self.told.mark_changed();
+                }
+            }
+            tokio::time::sleep(PACE).await;
         }
     }
 
-    /// What is no news is only looked at.
-    async fn write_once(&self, told: &Told, is_news: bool) -> Result<(), StoreError> {
-        let wanted = json!(told.report);
-        if !is_news {
-            let known = self.store.read(&self.key).await?;
-            if known.is_some_and(|known| known.at("/status/report") == &wanted) {
-                return Ok(());
-            }
-        }
+    /// Tells the mark: after the report, so that whoever sees it can know whether it has seen the report.
+    fn publish(&self, told: &Told) {
+        self.written.send_replace(Some(Mark {
+            policies: told.policies,
+            revision: told.report.revision.clone(),
+        }));
+    }
+
+    async fn write_once(&self, wanted: &Value) -> Result<(), StoreError> {
         let object = Object::new(&self.key, json!({ "status": { "report": wanted } }));
         let applied = self.store.apply_status(object, FieldManager::Agent).await?;
         if let Some(whose) = applied.taken_back {
@@ -270,6 +265,11 @@ impl<S: ObjectStore> ReportWriter<S> {
             "the node's report cannot be written, without which its policies do not count as programmed; trying again"
         );
     }
+}
+
+/// Whether a description has this report.
+fn has_report(description: Option<&Object>, report: &Value) -> bool {
+    description.is_some_and(|object| object.at("/status/report") == report)
 }
 
 #[cfg(test)]

@@ -25,7 +25,7 @@ pub(super) fn start(client: &Client, request: &WatchRequest) -> Watch {
     })));
     let mut tasks = JoinSet::new();
     for kind in request.kinds.iter().copied().collect::<BTreeSet<_>>() {
-        let node = request.pods_of.as_ref().filter(|_| kind == Kind::Pod);
+        let node = request.node.as_ref();
         let reflector = Reflector::new(client.clone(), kind, node, joined.clone());
         tasks.spawn(reflector.run());
     }

@@ -97,7 +97,7 @@ struct PageMetadata {
 pub(super) struct Reflector {
     client: Client,
     kind: Kind,
-    /// The node whose pods are followed.
+    /// What of the kind is followed; all of it if there is none.
     fields: Option<String>,
     joined: Joined,
     /// Where to go on; none if everything has to be listed.
@@ -110,11 +110,12 @@ pub(super) struct Reflector {
 }
 
 impl Reflector {
+    /// `node` is the only one whose objects are followed, of kinds that are of nodes.
     pub(super) fn new(client: Client, kind: Kind, node: Option<&NodeName>, joined: Joined) -> Self {
         Self {
             client,
             kind,
-            fields: node.map(|node| format!("spec.nodeName={node}")),
+            fields: node.and_then(|node| field_selector(kind, node)),
             joined,
             version: None,
             known: HashMap::new(),
@@ -291,6 +292,17 @@ impl Reflector {
         if self.known.insert(object.key().clone(), hash) != Some(hash) {
             self.joined.told(WatchEvent::Applied(object));
         }
+    }
+}
+
+/// Which objects of a kind are a node's; none for a kind whose objects are no node's.
+fn field_selector(kind: Kind, node: &NodeName) -> Option<String> {
+    match kind {
+        Kind::Pod => Some(format!("spec.nodeName={node}")),
+        Kind::NetworkGatewayNode | Kind::AnthosNetworkGatewayNode => {
+            Some(format!("metadata.name={node}"))
+        }
+        _ => None,
     }
 }
 

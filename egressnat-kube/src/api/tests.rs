@@ -186,12 +186,29 @@ async fn long_lists_come_in_pages_and_pods_of_one_node_only() {
             &json!({"metadata": {"resourceVersion": "10", "continue": "next"}, "items": [pod("a")]}),
         ),
     });
-    let request = WatchRequest::of(&[Kind::Pod]).with_pods_of("worker1".parse().unwrap());
+    let request = WatchRequest::of(&[Kind::Pod]).of_node("worker1".parse().unwrap());
     let mut watch = store.watch(&request).unwrap();
     assert_eq!(told(&mut watch).await, "all: a@- b@-");
     for request in requests.lock().unwrap().iter() {
         assert!(
             request.contains("fieldSelector=spec.nodeName%3Dworker1"),
+            "{request}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn of_gateway_nodes_only_the_own_one_is_asked_for() {
+    let (store, requests) = fake::store(move |requests| match requests.last().unwrap() {
+        request if is_watch(request) => Answer::Open(String::new()),
+        _ => list(10, &[]),
+    });
+    let request = WatchRequest::of(&[Kind::NetworkGatewayNode]).of_node("worker1".parse().unwrap());
+    let mut watch = store.watch(&request).unwrap();
+    assert_eq!(told(&mut watch).await, "all: ");
+    for request in requests.lock().unwrap().iter() {
+        assert!(
+            request.contains("fieldSelector=metadata.name%3Dworker1"),
             "{request}"
         );
     }

@@ -20,7 +20,7 @@ async fn next(watch: &mut Watch) -> WatchEvent {
 }
 
 fn request() -> WatchRequest {
-    WatchRequest::of(&[Kind::Namespace, Kind::Pod]).with_pods_of("worker1".parse().unwrap())
+    WatchRequest::of(&[Kind::Namespace, Kind::Pod]).of_node("worker1".parse().unwrap())
 }
 
 #[test]

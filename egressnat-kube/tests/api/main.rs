@@ -12,6 +12,7 @@ mod controller;
 mod copies;
 mod crds;
 mod deploy;
+mod descriptions;
 mod leaders;
 mod manifests;
 mod outage;

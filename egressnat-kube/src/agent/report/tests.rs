@@ -126,8 +126,9 @@ async fn the_mark_follows_the_report_and_what_is_told_again_is_not_written_again
     let directory = tempfile::tempdir().unwrap();
     let store = DirectoryStore::open(directory.path()).unwrap();
     let node = "worker1".parse().unwrap();
-    let key = ObjectKey::namespaced(Kind::NetworkGatewayNode, SYSTEM_NAMESPACE, "worker1");
-    let (mut reporter, writer, mut mark) = channel(store.clone(), &node);
+    let key = gateway_node_key(&node);
+    let (_seen, seen) = watch::channel(None);
+    let (mut reporter, writer, mut mark) = channel(store.clone(), &node, seen);
     let task = tokio::spawn(writer.write());
     let names = [name("a"), name("b")];
     reporter.tell(&planned(), &Report::default(), &meanings(&names, 1));
@@ -166,7 +167,8 @@ async fn the_mark_follows_the_report_and_what_is_told_again_is_not_written_again
 fn a_pod_that_starts_has_a_moment_until_its_policies_count_as_failed() {
     let directory = tempfile::tempdir().unwrap();
     let store = DirectoryStore::open(directory.path()).unwrap();
-    let (mut reporter, writer, _mark) = channel(store, &"worker1".parse().unwrap());
+    let (_seen, seen) = watch::channel(None);
+    let (mut reporter, writer, _mark) = channel(store, &"worker1".parse().unwrap(), seen);
     let names = [name("a"), name("b")];
     let report = Report {
         failures: vec![failure("pod 10.10.1.2")],

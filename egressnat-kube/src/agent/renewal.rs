@@ -1,22 +1,16 @@
-//! What the node tells of itself: that it takes part, its subnets, and that it is alive.
+//! The node's lease: that it is alive, what it gave back, and what it has planned with.
 
-use std::collections::BTreeSet;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use egressnat_core::gateway::SYSTEM_NAMESPACE;
 use egressnat_core::model::NodeName;
 use egressnat_core::ownership::{LeaseRecord, Source};
-use ipnet::IpNet;
-use serde_json::{Value, json};
 use tokio::sync::watch;
 
 use super::ownership::Ownership;
 use super::{AgentConfig, Uplink};
 use crate::clock::now;
-use crate::kind::Kind;
 use crate::lease::{lease_key, lease_object, put_mark, read_lease};
-use crate::object::{Object, ObjectKey};
-use crate::resource::GatewayNodeSpec;
+use crate::object::Object;
 use crate::status::Mark;
 use crate::store::{ObjectStore, StoreError};
 
@@ -26,17 +20,12 @@ const RENEWALS: u32 = 3;
 /// How often a renewal is tried at once when others write the lease at the same time.
 const ATTEMPTS: u32 = 3;
 
-/// How often the description is looked at although it is right: somebody may have removed it.
-const LOOK: Duration = Duration::from_secs(60);
-
-/// The node's description and its lease.
-pub(super) struct OwnNode<S, U> {
+/// Renews the node's lease.
+pub(super) struct Renewal<S, U> {
     store: S,
     ownership: Ownership<U>,
     node: NodeName,
     lease_duration: Duration,
-    spec: Value,
-    described: Option<Instant>,
     /// The lease as last read or written.
     lease: Option<Object>,
     is_failing: bool,
@@ -44,30 +33,26 @@ pub(super) struct OwnNode<S, U> {
     planned: watch::Receiver<Option<Mark>>,
 }
 
-impl<S: ObjectStore, U: Uplink> OwnNode<S, U> {
+impl<S: ObjectStore, U: Uplink> Renewal<S, U> {
     pub(super) fn new(
         store: S,
         ownership: Ownership<U>,
         config: &AgentConfig,
-        subnets: &BTreeSet<IpNet>,
         planned: watch::Receiver<Option<Mark>>,
     ) -> Self {
-        let subnets = subnets.iter().map(IpNet::trunc).collect();
         Self {
             store,
             ownership,
             node: config.node.clone(),
             lease_duration: config.lease_duration,
-            spec: json!(GatewayNodeSpec { subnets }),
-            described: None,
             lease: None,
             is_failing: false,
             planned,
         }
     }
 
-    /// Tells it for ever. A task of its own: a slow plan does not make the node look dead.
-    pub(super) async fn tell(mut self) {
+    /// Renews it for ever. A task of its own: a slow plan does not make the node look dead.
+    pub(super) async fn keep(mut self) {
         let period = self.lease_duration / RENEWALS;
         let mut renewals = tokio::time::interval(period);
         renewals.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -77,8 +62,8 @@ impl<S: ObjectStore, U: Uplink> OwnNode<S, U> {
                 () = self.ownership.given_back() => {}
             }
             // A renewal that hangs must not keep the next ones from being tried.
-            let told = tokio::time::timeout(self.lease_duration / 2, self.tell_once()).await;
-            let failure = match told {
+            let renewed = tokio::time::timeout(self.lease_duration / 2, self.renew()).await;
+            let failure = match renewed {
                 Ok(Ok(())) => None,
                 Ok(Err(error)) => Some(error),
                 Err(elapsed) => Some(StoreError::Unreachable {
@@ -89,29 +74,19 @@ impl<S: ObjectStore, U: Uplink> OwnNode<S, U> {
             match failure {
                 None if self.is_failing => {
                     self.is_failing = false;
-                    tracing::info!("lease and description of the node are written again");
+                    tracing::info!("the node's lease is renewed again");
                 }
                 Some(error) if !self.is_failing => {
                     self.is_failing = true;
                     let error = &error as &dyn std::error::Error;
                     tracing::error!(
                         error,
-                        "lease and description of the node cannot be written, without which it counts as down; trying again"
+                        "the node's lease cannot be renewed, without which it counts as down; trying again"
                     );
                 }
                 _ => {}
             }
         }
-    }
-
-    async fn tell_once(&mut self) -> Result<(), StoreError> {
-        // The lease first: it is what cannot wait.
-        self.renew().await?;
-        if self.described.is_none_or(|time| time.elapsed() >= LOOK) {
-            self.describe().await?;
-            self.described = Some(Instant::now());
-        }
-        Ok(())
     }
 
     async fn renew(&mut self) -> Result<(), StoreError> {
@@ -150,23 +125,5 @@ impl<S: ObjectStore, U: Uplink> OwnNode<S, U> {
         }
         // The next renewal tries again.
         Ok(())
-    }
-
-    /// Tells the controller that the node takes part, and what subnets it has (E2).
-    async fn describe(&self) -> Result<(), StoreError> {
-        let name = self.node.as_str();
-        let key = ObjectKey::namespaced(Kind::NetworkGatewayNode, SYSTEM_NAMESPACE, name);
-        let written = match self.store.read(&key).await? {
-            None => {
-                let object = Object::new(&key, json!({ "spec": self.spec }));
-                self.store.create(object).await
-            }
-            Some(known) if known.at("/spec") == &self.spec => return Ok(()),
-            Some(mut known) => {
-                known.value_mut()["spec"] = self.spec.clone();
-                self.store.update(known).await
-            }
-        };
-        written.map(drop)
     }
 }
