@@ -149,7 +149,7 @@ impl Dataplane {
         let table_events = nft.lock().events()?;
         let egress = EgressTable::read(&mut maps, config.mark)?;
         let announcer = Announcer::open(uplink.index, uplink.mac)?;
-        let handover = HandoverQueue::of(&uplink.name);
+        let handover = HandoverQueue::of(network.neighbor_queues(&uplink.name, uplink.index)).await;
         let prober = Prober::open(uplink.index, uplink.mac)?;
         Ok(Self {
             config,

@@ -5,12 +5,12 @@
 //! announcement is there; but by default it keeps 208 KiB for each neighbor, which small packets fill with 166 of them. The next
 //! holder gets them all at once, and may have to ask for its router first: there they wait again.
 
-use std::fs;
-use std::io;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use tokio::task::JoinHandle;
+
+use crate::family::Family;
+use crate::network::NeighborQueues;
 
 /// What one neighbor's packets may take while a handover runs, in bytes with the kernel's own overhead: more than 6,000 small packets.
 /// The odd number tells a later run that it was us.
@@ -21,42 +21,39 @@ const DURATION: Duration = Duration::from_secs(3);
 
 /// The queues of the uplink for neighbors that are not known yet, for both address families.
 pub(crate) struct HandoverQueue {
-    interface: String,
+    queues: NeighborQueues,
     narrowing: Option<JoinHandle<()>>,
 }
 
 impl HandoverQueue {
     /// Of an interface. What an earlier run left wide is narrow again.
-    pub(crate) fn of(interface: &str) -> Self {
-        narrow(interface);
+    pub(crate) async fn of(queues: NeighborQueues) -> Self {
+        narrow(&queues).await;
         Self {
-            interface: interface.to_owned(),
+            queues,
             narrowing: None,
         }
     }
 
     /// Makes the queues wide for as long as a neighbor is asked for. Without it a move loses packets, and works: what goes wrong
     /// is logged only.
-    pub(crate) fn widen(&mut self) {
+    pub(crate) async fn widen(&mut self) {
         if let Some(task) = self.narrowing.take() {
             task.abort();
         }
-        for path in paths(&self.interface) {
-            let widened = match read(&path) {
-                Ok(now) if now < WIDE => fs::write(&path, WIDE.to_string()),
-                Ok(_) => Ok(()),
-                // No IPv6 on this host.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-                Err(error) => Err(error),
-            };
-            if let Err(error) = widened {
-                tracing::warn!(path = %path.display(), %error, "a move of a floating IP may lose packets");
+        for family in Family::ALL {
+            if self.queues.length(family).is_none_or(|now| now >= WIDE) {
+                continue;
+            }
+            if let Err(error) = self.queues.set_length(family, WIDE).await {
+                let error = &error as &dyn std::error::Error;
+                tracing::warn!(error, "a move of a floating IP may lose packets");
             }
         }
-        let interface = self.interface.clone();
+        let queues = self.queues.clone();
         self.narrowing = Some(tokio::spawn(async move {
             tokio::time::sleep(DURATION).await;
-            narrow(&interface);
+            narrow(&queues).await;
         }));
     }
 }
@@ -71,27 +68,15 @@ impl Drop for HandoverQueue {
 }
 
 /// Gives an interface's queues the length that new interfaces have, if we changed it. Returns how many were changed.
-pub(crate) fn narrow(interface: &str) -> usize {
-    let ours = paths(interface)
-        .into_iter()
-        .zip(paths("default"))
-        .filter(|(path, _)| read(path).is_ok_and(|now| now == WIDE));
-    ours.filter(|(path, default)| {
-        let usual = read(default).and_then(|usual| fs::write(path, usual.to_string()));
-        usual.is_ok()
-    })
-    .count()
-}
-
-fn paths(interface: &str) -> [PathBuf; 2] {
-    ["ipv4", "ipv6"].map(|family| {
-        PathBuf::from(format!(
-            "/proc/sys/net/{family}/neigh/{interface}/unres_qlen_bytes"
-        ))
-    })
-}
-
-fn read(path: &PathBuf) -> io::Result<u32> {
-    let text = fs::read_to_string(path)?;
-    text.trim().parse().map_err(io::Error::other)
+pub(crate) async fn narrow(queues: &NeighborQueues) -> usize {
+    let mut changes = 0;
+    for family in Family::ALL {
+        if queues.length(family) == Some(WIDE)
+            && let Some(usual) = NeighborQueues::usual(family)
+            && queues.set_length(family, usual).await.is_ok()
+        {
+            changes += 1;
+        }
+    }
+    changes
 }

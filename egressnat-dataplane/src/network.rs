@@ -3,6 +3,7 @@
 mod floating;
 mod mtu;
 mod neighbor;
+mod setting;
 mod sysctl;
 mod tunnel;
 
@@ -29,6 +30,7 @@ use crate::config::Config;
 use crate::family::Family;
 
 pub(crate) use neighbor::{Neighbors, neighbor_of};
+pub(crate) use setting::NeighborQueues;
 pub(crate) use sysctl::{forwarding, ipv6};
 pub(crate) use tunnel::is_tunnel_set;
 
@@ -73,11 +75,11 @@ pub enum NetworkError {
         /// The uplink.
         interface: String,
     },
-    /// A sysctl could not be written.
-    #[error("could not set {path} to {value}")]
+    /// A setting that only `/proc/sys` has could not be written.
+    #[error("could not set {setting} to {value}: run 'sysctl -w {setting}={value}' on the node")]
     Sysctl {
-        /// Its path.
-        path: String,
+        /// Its name, as `sysctl` takes it.
+        setting: String,
         /// The value.
         value: String,
         /// What the kernel said.

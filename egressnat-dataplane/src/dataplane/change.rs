@@ -129,7 +129,7 @@ impl Dataplane {
                 if waits && !Fence::is_fenced(address)? {
                     self.deadlines().hold_until(address, Instant::now())?;
                 }
-                self.handover.widen();
+                self.handover.widen().await;
                 self.network.add_floating_ip(&self.uplink, address).await?;
                 self.egress.set_local(&mut self.maps, address, true)?;
                 if let IpAddr::V4(address) = address {
@@ -139,7 +139,7 @@ impl Dataplane {
             }
             Change::RemoveAddress(address) => {
                 self.announcer.withdraw(address);
-                self.handover.widen();
+                self.handover.widen().await;
                 self.egress.set_local(&mut self.maps, address, false)?;
                 // The node's own pods go through the tunnel from here on, and not as who they were here. What was translated for
                 // other nodes stays known: answers to it are on their way.

@@ -97,7 +97,10 @@ impl Dataplane {
 
     /// The tunnel's way for IPv6. Made for the first time, it is not restored.
     async fn ensure_ipv6_way(&mut self, was_there: bool, report: &mut Report) {
-        match self.network.ensure_ipv6(&self.config, self.tunnel).await {
+        let made = self
+            .network
+            .ensure_ipv6(&self.config, self.tunnel, &self.uplink);
+        match made.await {
             Ok(changes) => {
                 report.changes += changes.len();
                 if was_there {

@@ -98,7 +98,7 @@ impl Dataplane {
     /// Whether what nobody tells about is as it was put: programs and the tunnel device's setting, by the cheapest questions
     /// there are.
     pub(super) fn is_in_place(&mut self) -> bool {
-        let is_set = |family: &Family| is_tunnel_set(&self.config, &self.uplink, *family);
+        let is_set = |family: &Family| is_tunnel_set(&self.config, *family);
         if !self.families.iter().all(is_set) {
             return false;
         }

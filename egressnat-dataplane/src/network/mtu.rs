@@ -4,9 +4,10 @@
 use std::collections::BTreeSet;
 
 use netlink_packet_route::link::{LinkAttribute, LinkMessage};
+use netlink_packet_route::route::{RouteAttribute, RouteMessage, RouteMetric};
 use rtnetlink::LinkUnspec;
 
-use super::{Network, NetworkError, Uplink, failed, sysctl};
+use super::{Network, NetworkError, Uplink, failed};
 use crate::config::Config;
 use crate::family::Family;
 
@@ -32,9 +33,10 @@ impl Network {
             set.map_err(failed(format!("set the MTU of {name} to {wanted}")))?;
             is_set = true;
         }
-        // The device's own fits IPv4, and takes IPv6's with it.
         if families.contains(&Family::Ipv6) {
-            is_set |= sysctl::set(&ipv6_setting(config), &ipv6_mtu(uplink.mtu))?;
+            let index = tunnel.header.index;
+            let route = self.ensure_route(config, Family::Ipv6, index, uplink);
+            is_set |= !route.await?.is_empty();
         }
         Ok(is_set)
     }
@@ -48,6 +50,9 @@ impl Network {
 /// The smallest MTU of IPv6 (RFC 8200, section 5).
 const IPV6_MIN_MTU: u32 = 1280;
 
+/// The number of the metric (`linux/rtnetlink.h`), by which a route locks it.
+const RTAX_MTU: u32 = 2;
+
 /// What fits inside of an outer packet of the uplink's MTU, which is of the inner one's family: outer Ethernet, IP, UDP and VXLAN
 /// headers, less the inner Ethernet header that the MTU does not count.
 pub(super) fn tunnel_mtu(uplink: u32, family: Family) -> u32 {
@@ -57,15 +62,26 @@ pub(super) fn tunnel_mtu(uplink: u32, family: Family) -> u32 {
     })
 }
 
-/// The MTU that forwarded packets of IPv6 are measured by.
-pub(super) fn ipv6_setting(config: &Config) -> String {
-    format!("/proc/sys/net/ipv6/conf/{}/mtu", config.tunnel_device)
+/// What the route into the tunnel says of the MTU. The device's own fits IPv4. That of IPv6 is smaller, and forwarded packets go by
+/// the route's only if it is locked (`ip6_dst_mtu_maybe_forward`).
+pub(super) fn route_metrics(uplink: u32, family: Family) -> Vec<RouteMetric> {
+    match family {
+        Family::Ipv4 => Vec::new(),
+        Family::Ipv6 => vec![
+            RouteMetric::Lock(1 << RTAX_MTU),
+            RouteMetric::Mtu(tunnel_mtu(uplink, family).max(IPV6_MIN_MTU)),
+        ],
+    }
 }
 
-/// Its value.
-pub(super) fn ipv6_mtu(uplink: u32) -> String {
-    let mtu = tunnel_mtu(uplink, Family::Ipv6);
-    mtu.max(IPV6_MIN_MTU).to_string()
+/// Whether a route says the same, whatever else it says.
+pub(super) fn has_metrics(route: &RouteMessage, metrics: &[RouteMetric]) -> bool {
+    let has = |metric: &RouteMetric| {
+        route.attributes.iter().any(|attribute| {
+            matches!(attribute, RouteAttribute::Metrics(metrics) if metrics.contains(metric))
+        })
+    };
+    metrics.iter().all(has)
 }
 
 /// The MTU of a link, in bytes.

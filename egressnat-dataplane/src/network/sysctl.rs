@@ -38,6 +38,11 @@ pub(crate) fn forwarding(family: Family) -> Result<(), &'static str> {
     }
 }
 
+/// The number that a setting is, if it is there.
+pub(super) fn read(path: &str) -> Option<u32> {
+    fs::read_to_string(path).ok()?.trim().parse().ok()
+}
+
 /// Whether a switch has a value.
 pub(super) fn is(path: &str, value: &str) -> bool {
     fs::read_to_string(path).is_ok_and(|now| now.trim() == value)
@@ -49,7 +54,7 @@ pub(super) fn set(path: &str, value: &str) -> Result<bool, NetworkError> {
         return Ok(false);
     }
     fs::write(path, value).map_err(|source| NetworkError::Sysctl {
-        path: path.to_owned(),
+        setting: path.trim_start_matches("/proc/sys/").replace('/', "."),
         value: value.to_owned(),
         source,
     })?;

@@ -13,6 +13,7 @@ use netlink_packet_route::route::{RouteAttribute, RouteMessage, RouteScope};
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 use rtnetlink::{IpVersion, LinkMessageBuilder, LinkUnspec, LinkVxlan, RouteMessageBuilder};
 
+use super::setting::rp_filter_of;
 use super::{
     Network, NetworkError, Uplink, failed, interface_of, is_ours, mtu, network_of, sysctl, table_of,
 };
@@ -71,11 +72,10 @@ impl Network {
             note(Resource::Address, format!("{TUNNEL_ADDRESS} on {name}"));
         }
         // What comes out of the tunnel has a source that routes elsewhere.
-        let setting = rp_filter_of(config);
-        if sysctl::set(&setting, LENIENT)? {
-            note(Resource::Setting, setting);
+        if self.set_rp_filter(name, index, LENIENT).await? {
+            note(Resource::Setting, rp_filter_of(name));
         }
-        changes.extend(self.ensure_way(config, Family::Ipv4, index).await?);
+        changes.extend(self.ensure_way(config, Family::Ipv4, index, uplink).await?);
         Ok((index, changes))
     }
 
@@ -84,6 +84,7 @@ impl Network {
         &self,
         config: &Config,
         tunnel: u32,
+        uplink: &Uplink,
     ) -> Result<Vec<Restored>, NetworkError> {
         let mut changes = Vec::new();
         let setting = disable_ipv6_of(config);
@@ -93,7 +94,10 @@ impl Network {
                 object: setting,
             });
         }
-        changes.extend(self.ensure_way(config, Family::Ipv6, tunnel).await?);
+        changes.extend(
+            self.ensure_way(config, Family::Ipv6, tunnel, uplink)
+                .await?,
+        );
         Ok(changes)
     }
 
@@ -103,8 +107,9 @@ impl Network {
         config: &Config,
         family: Family,
         tunnel: u32,
+        uplink: &Uplink,
     ) -> Result<Vec<Restored>, NetworkError> {
-        let mut changes = self.ensure_route(config, family, tunnel).await?;
+        let mut changes = self.ensure_route(config, family, tunnel, uplink).await?;
         let rules = self.our_rules(config, family).await?;
         if !rules.iter().any(|rule| is_right(rule, config)) {
             self.add_rule(config, family).await?;
@@ -116,11 +121,13 @@ impl Network {
         Ok(changes)
     }
 
-    async fn ensure_route(
+    /// The only route of our table.
+    pub(super) async fn ensure_route(
         &self,
         config: &Config,
         family: Family,
         tunnel: u32,
+        uplink: &Uplink,
     ) -> Result<Vec<Restored>, NetworkError> {
         let mut changes = Vec::new();
         let mut note = |object| {
@@ -130,6 +137,7 @@ impl Network {
             });
         };
         let table = config.route_table;
+        let metrics = mtu::route_metrics(uplink.mtu, family);
         // The table is ours: a route of somebody else would lead packets past the tunnel.
         let mut has_route = false;
         for route in self.routes(family).await? {
@@ -138,7 +146,8 @@ impl Network {
             }
             let is_default = route.header.destination_prefix_length == 0;
             if is_default && interface_of(&route) == Some(tunnel) && !has_gateway(&route) {
-                has_route = true;
+                // With another MTU it is ours of before, and replaced.
+                has_route |= mtu::has_metrics(&route, &metrics);
                 continue;
             }
             let removed = self.handle.route().del(route).execute().await;
@@ -146,7 +155,7 @@ impl Network {
             note(format!("table {table}, which had a foreign route"));
         }
         if !has_route {
-            let route = match family {
+            let mut route = match family {
                 Family::Ipv4 => RouteMessageBuilder::<Ipv4Addr>::new()
                     .destination_prefix(Ipv4Addr::UNSPECIFIED, 0)
                     .output_interface(tunnel)
@@ -159,7 +168,10 @@ impl Network {
                     .table_id(table)
                     .build(),
             };
-            let added = self.handle.route().add(route).execute().await;
+            if !metrics.is_empty() {
+                route.attributes.push(RouteAttribute::Metrics(metrics));
+            }
+            let added = self.handle.route().add(route).replace().execute().await;
             added.map_err(failed(format!(
                 "add the {family} default route of table {table}"
             )))?;
@@ -257,7 +269,7 @@ impl Network {
             }
         }
         for (index, name) in self.interfaces().await? {
-            changes += handover::narrow(&name);
+            changes += handover::narrow(&self.neighbor_queues(&name, index)).await;
             for message in self.addresses(index).await?.into_iter().filter(is_ours) {
                 self.handle
                     .address()
@@ -342,11 +354,7 @@ fn tunnel_mac(uplink: [u8; 6]) -> [u8; 6] {
 }
 
 /// Lets packets in whose source routes elsewhere.
-const LENIENT: &str = "2";
-
-fn rp_filter_of(config: &Config) -> String {
-    format!("/proc/sys/net/ipv4/conf/{}/rp_filter", config.tunnel_device)
-}
+const LENIENT: u8 = 2;
 
 fn disable_ipv6_of(config: &Config) -> String {
     format!(
@@ -356,12 +364,10 @@ fn disable_ipv6_of(config: &Config) -> String {
 }
 
 /// Whether the tunnel device has the settings of a family that it was given. Nobody tells when they change.
-pub(crate) fn is_tunnel_set(config: &Config, uplink: &Uplink, family: Family) -> bool {
+pub(crate) fn is_tunnel_set(config: &Config, family: Family) -> bool {
+    let device = &config.tunnel_device;
     match family {
-        Family::Ipv4 => sysctl::is(&rp_filter_of(config), LENIENT),
-        Family::Ipv6 => {
-            sysctl::is(&disable_ipv6_of(config), "0")
-                && sysctl::is(&mtu::ipv6_setting(config), &mtu::ipv6_mtu(uplink.mtu))
-        }
+        Family::Ipv4 => sysctl::is(&rp_filter_of(device), &LENIENT.to_string()),
+        Family::Ipv6 => sysctl::is(&disable_ipv6_of(config), "0"),
     }
 }

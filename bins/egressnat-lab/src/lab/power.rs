@@ -2,12 +2,15 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::process::Output;
 
 use anyhow::{Result, bail};
 use egressnat_kube::{Kind, ObjectKey};
 use nix::sys::signal::Signal;
 
 use super::{Lab, agent_name};
+use crate::container::Container;
+use crate::target::Target;
 use crate::{netns, process};
 
 impl Lab {
@@ -97,6 +100,23 @@ impl Lab {
     /// None runs.
     pub fn thaw(&self, node: &str) -> Result<()> {
         process::signal(self.agent(node)?, Signal::SIGCONT)
+    }
+
+    /// Runs the agent's `cleanup` on a node, with the rights of `deploy/cleanup.yaml`, and returns what it printed.
+    ///
+    /// # Errors
+    ///
+    /// The node is not there or off.
+    pub fn clean_up(&self, node: &str) -> Result<Output> {
+        let program = process::program("egressnat-agent")?;
+        let namespace = self.namespace(&Target::Node(node.to_owned()))?;
+        let role = format!("cleanup@{namespace}");
+        let mut command = process::command(&self.directory, &role, Some(&namespace), &program)?;
+        command
+            .args(["cleanup", "--bpffs"])
+            .arg(self.bpffs().join(node));
+        Container::of_cleanup()?.confine(&mut command);
+        Ok(command.output()?)
     }
 
     /// Kills a node's agent (SIGKILL) and starts another.

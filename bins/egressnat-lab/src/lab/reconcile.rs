@@ -2,12 +2,14 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::Result;
 use egressnat_kube::{Kind, ObjectKey};
 
 use super::{Lab, PATIENCE, agent_name};
 use crate::cluster::{NodePlace, PodPlace, place_nodes, place_pods};
+use crate::container::Container;
 use crate::control_plane::{ADDRESS, ROLE};
 use crate::probe::until;
 use crate::process;
@@ -66,8 +68,9 @@ impl Lab {
         }
         let outside = self.topology.outside();
         let lab = own_program()?;
-        self.ensure_process("servers", Some(&outside), &lab, || {
-            Ok(vec!["serve".to_owned()])
+        self.ensure_process("servers", Some(&outside), &lab, |command| {
+            command.arg("serve");
+            Ok(())
         })?;
         self.start_controller()?;
         for node in running {
@@ -107,9 +110,9 @@ impl Lab {
                 role.starts_with("agent-") || role.starts_with("controller@")
             })?;
         }
-        self.ensure_process(ROLE, None, &own_program()?, || {
-            let name = self.name().to_owned();
-            Ok(vec!["--name".to_owned(), name, "serve-api".to_owned()])
+        self.ensure_process(ROLE, None, &own_program()?, |command| {
+            command.args(["--name", self.name(), "serve-api"]);
+            Ok(())
         })?;
         self.control_plane.await_ready(&self.directory)?;
         if is_new {
@@ -145,8 +148,9 @@ impl Lab {
             .is_there()
             .then_some(beside_the_api.as_str());
         let program = process::program("egressnat-controller")?;
-        self.ensure_process("controller", namespace, &program, || {
-            Ok(self.objects_of("egressnat-controller", None)?.to_vec())
+        self.ensure_process("controller", namespace, &program, |command| {
+            command.args(self.objects_of("egressnat-controller", None)?);
+            Ok(())
         })
     }
 
@@ -155,38 +159,39 @@ impl Lab {
         fs::create_dir_all(&bpffs)?;
         let namespace = self.topology.node(node);
         let program = process::program("egressnat-agent")?;
-        self.ensure_process(&agent_name(node), Some(&namespace), &program, || {
-            let mut arguments = self.objects_of("egressnat-agent", Some(node))?.to_vec();
-            let bpffs = bpffs.display().to_string();
+        self.ensure_process(&agent_name(node), Some(&namespace), &program, |command| {
             let host = [
                 "--node",
                 node,
                 "--uplink",
                 "eth0",
-                "--bpffs",
-                &bpffs,
                 "--health-address",
                 PROBES,
             ];
-            arguments.extend(host.map(str::to_owned));
-            Ok(arguments)
+            command
+                .args(self.objects_of("egressnat-agent", Some(node))?)
+                .args(host)
+                .arg("--bpffs")
+                .arg(&bpffs);
+            Container::of_agent()?.confine(command);
+            Ok(())
         })
     }
 
-    /// Starts a process unless it runs.
+    /// Starts a process unless it runs. `prepare` gives it its arguments.
     fn ensure_process(
         &self,
         name: &str,
         namespace: Option<&str>,
         program: &Path,
-        arguments: impl FnOnce() -> Result<Vec<String>>,
+        prepare: impl FnOnce(&mut Command) -> Result<()>,
     ) -> Result<()> {
         let role = format!("{name}@{}", namespace.unwrap_or_default());
         if process::find(&self.directory, &role).is_some() {
             return Ok(());
         }
         let mut command = process::command(&self.directory, &role, namespace, program)?;
-        command.args(arguments()?);
+        prepare(&mut command)?;
         process::start(
             command,
             &self.directory.join("logs").join(format!("{name}.log")),

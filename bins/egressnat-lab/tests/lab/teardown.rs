@@ -66,7 +66,6 @@ fn an_agents_cleanup_leaves_nothing_of_ours_in_the_kernel_e46() {
             run(&["ip", "route", "show", "table", "all"]),
         ]
     };
-    let pins = lab.directory().join("bpf").join(lab.holder());
     let full = state();
     assert!(
         full[0].contains("egressnat") && full[3].contains("192.168.1.100"),
@@ -74,17 +73,9 @@ fn an_agents_cleanup_leaves_nothing_of_ours_in_the_kernel_e46() {
     );
 
     lab.freeze(&lab.holder()).unwrap();
-    let agent =
-        PathBuf::from(env!("CARGO_BIN_EXE_egressnat-lab")).with_file_name("egressnat-agent");
-    let cleanup = [
-        agent.to_str().unwrap(),
-        "cleanup",
-        "--bpffs",
-        pins.to_str().unwrap(),
-    ];
     // A frozen agent would bring everything back once it goes on.
     let process = lab.agent_pid(&lab.holder()).unwrap();
-    let output = lab.output(&node, &cleanup).unwrap();
+    let output = lab.clean_up(&lab.holder()).unwrap();
     let told = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(!output.status.success(), "{told}");
     assert!(told.contains(&format!("process {process}")), "{told}");
@@ -97,7 +88,7 @@ fn an_agents_cleanup_leaves_nothing_of_ours_in_the_kernel_e46() {
     .unwrap();
     // Its tables are free when it is gone.
     until("a cleanup", PATIENCE, || {
-        let output = lab.output(&node, &cleanup).unwrap();
+        let output = lab.clean_up(&lab.holder()).unwrap();
         output.status.success().then_some(())
     })
     .unwrap();
@@ -111,6 +102,7 @@ fn an_agents_cleanup_leaves_nothing_of_ours_in_the_kernel_e46() {
     ] {
         assert!(!text.contains(part), "{part} in {text}");
     }
+    let pins = lab.directory().join("bpf").join(lab.holder());
     assert_eq!(std::fs::read_dir(&pins).unwrap().count(), 0);
     // What is not ours is still there.
     assert!(

@@ -1,0 +1,117 @@
+//! Settings of interfaces, written over rtnetlink: there CAP_NET_ADMIN does, while `/proc/sys` is read-only in a container without
+//! privileges.
+
+use futures::StreamExt;
+use netlink_packet_route::link::{AfSpecInet, AfSpecUnspec, InetDevConf, LinkAttribute};
+use netlink_packet_route::neighbour_table::{
+    NeighbourTableAttribute, NeighbourTableMessage, NeighbourTableParameter,
+};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use rtnetlink::packet_core::{NLM_F_ACK, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
+use rtnetlink::{Handle, LinkUnspec};
+
+use super::{Network, NetworkError, failed, sysctl};
+use crate::family::Family;
+
+impl Network {
+    /// Sets `rp_filter` of an interface. Returns whether it had another value.
+    pub(super) async fn set_rp_filter(
+        &self,
+        name: &str,
+        index: u32,
+        value: u8,
+    ) -> Result<bool, NetworkError> {
+        if sysctl::is(&rp_filter_of(name), &value.to_string()) {
+            return Ok(false);
+        }
+        let mut settings = InetDevConf::default();
+        settings.rp_filter = i32::from(value);
+        let settings = AfSpecUnspec::Inet(vec![AfSpecInet::DevConfRequest(settings)]);
+        let mut message = LinkUnspec::new_with_index(index).build();
+        message
+            .attributes
+            .push(LinkAttribute::AfSpecUnspec(vec![settings]));
+        let set = self.handle.link().set(message).execute().await;
+        set.map_err(failed(format!("set rp_filter of {name} to {value}")))?;
+        Ok(true)
+    }
+
+    /// The queues of an interface.
+    pub(crate) fn neighbor_queues(&self, name: &str, index: u32) -> NeighborQueues {
+        NeighborQueues {
+            handle: self.handle.clone(),
+            name: name.to_owned(),
+            index,
+        }
+    }
+}
+
+/// Where `rp_filter` of an interface can be read.
+pub(super) fn rp_filter_of(interface: &str) -> String {
+    format!("/proc/sys/net/ipv4/conf/{interface}/rp_filter")
+}
+
+/// The queues of an interface for packets whose neighbor is being asked for, one for each family.
+#[derive(Clone)]
+pub(crate) struct NeighborQueues {
+    handle: Handle,
+    name: String,
+    index: u32,
+}
+
+impl NeighborQueues {
+    /// How much one neighbor's packets may take, in bytes; none where the kernel does not have the family.
+    pub(crate) fn length(&self, family: Family) -> Option<u32> {
+        sysctl::read(&unres_qlen_of(&self.name, family))
+    }
+
+    /// The length that new interfaces get.
+    pub(crate) fn usual(family: Family) -> Option<u32> {
+        sysctl::read(&unres_qlen_of("default", family))
+    }
+
+    /// Sets the length.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says.
+    pub(crate) async fn set_length(&self, family: Family, bytes: u32) -> Result<(), NetworkError> {
+        let operation = format!("set {} to {bytes}", unres_qlen_of(&self.name, family));
+        let (table, family) = match family {
+            Family::Ipv4 => ("arp_cache", AddressFamily::Inet),
+            Family::Ipv6 => ("ndisc_cache", AddressFamily::Inet6),
+        };
+        let mut message = NeighbourTableMessage::default();
+        message.header.family = family;
+        message.attributes = vec![
+            NeighbourTableAttribute::Name(table.to_owned()),
+            NeighbourTableAttribute::Parms(vec![
+                NeighbourTableParameter::Ifindex(self.index),
+                NeighbourTableParameter::QueueLenbytes(bytes),
+            ]),
+        ];
+        let mut request = NetlinkMessage::from(RouteNetlinkMessage::SetNeighbourTable(message));
+        request.header.flags = NLM_F_REQUEST | NLM_F_ACK;
+        let refused = failed(operation);
+        let mut answers = match self.handle.clone().request(request) {
+            Ok(answers) => answers,
+            Err(error) => return Err(refused(error)),
+        };
+        while let Some(answer) = answers.next().await {
+            if let NetlinkPayload::Error(error) = answer.payload
+                && error.code.is_some()
+            {
+                return Err(refused(rtnetlink::Error::NetlinkError(error)));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn unres_qlen_of(interface: &str, family: Family) -> String {
+    let family = match family {
+        Family::Ipv4 => "ipv4",
+        Family::Ipv6 => "ipv6",
+    };
+    format!("/proc/sys/net/{family}/neigh/{interface}/unres_qlen_bytes")
+}
