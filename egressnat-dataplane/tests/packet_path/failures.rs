@@ -6,41 +6,11 @@ use std::time::Duration;
 
 use egressnat_dataplane::{Config, Dataplane};
 
+use crate::container::{BPF, NET_ADMIN, NET_RAW, SYS_ADMIN, drop_capabilities};
 use crate::network::{FLOATING, Network, OTHER_SERVER, SERVER, plan, runtime};
-
-/// CAP_NET_ADMIN, CAP_SYS_ADMIN and CAP_BPF (linux/capability.h).
-const NET_ADMIN: u32 = 12;
-const SYS_ADMIN: u32 = 21;
-const BPF: u32 = 39;
 
 fn seen(address: &str) -> Option<String> {
     Some(address.to_owned())
-}
-
-/// Takes capabilities from this thread, which alone has them no more.
-fn drop_capabilities(dropped: &[u32]) {
-    #[repr(C)]
-    struct Header {
-        version: u32,
-        pid: i32,
-    }
-    let mut header = Header {
-        version: 0x2008_0522,
-        pid: 0,
-    };
-    // Effective, permitted and inheritable, for each half of the numbers.
-    let mut data = [[0u32; 3]; 2];
-    // SAFETY: both structures are as version 3 of the call has them, and outlive it.
-    let read = unsafe { libc::syscall(libc::SYS_capget, &raw mut header, data.as_mut_ptr()) };
-    assert_eq!(read, 0);
-    for number in dropped {
-        for set in &mut data[*number as usize / 32] {
-            *set &= !(1 << (number % 32));
-        }
-    }
-    // SAFETY: as above.
-    let written = unsafe { libc::syscall(libc::SYS_capset, &raw mut header, data.as_ptr()) };
-    assert_eq!(written, 0);
 }
 
 /// Why the packet path cannot be opened, with all causes.
@@ -81,6 +51,8 @@ fn what_is_missing_is_named() {
     assert_names(&text, &["lacks CAP_BPF", "programs"]);
     let text = refusal(&network, config.clone(), &[NET_ADMIN]);
     assert_names(&text, &["lacks CAP_NET_ADMIN"]);
+    let text = refusal(&network, config.clone(), &[NET_RAW]);
+    assert_names(&text, &["lacks CAP_NET_RAW", "announcements"]);
 
     // None of it was harmed: it opens as soon as it may.
     assert_eq!(network.apply("n1", plan("n1", "n2")).failures, []);

@@ -2,6 +2,7 @@
 
 mod nodes;
 mod ours;
+mod unprivileged;
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;

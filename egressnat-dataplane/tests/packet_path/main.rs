@@ -11,6 +11,7 @@ mod alone;
 mod bridge;
 mod burst;
 mod clsact;
+mod container;
 mod counters;
 mod encapsulation;
 mod failures;

@@ -6,6 +6,7 @@ mod input;
 mod ownership;
 mod packets;
 mod restarts;
+mod rights;
 mod status;
 mod teardown;
 
