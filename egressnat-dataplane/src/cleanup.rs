@@ -53,7 +53,7 @@ pub async fn cleanup(config: &Config) -> Report {
         Err(error) => Err(error.to_string()),
     };
     note(&pins.display().to_string(), unpinned);
-    let network = match Network::open() {
+    let network = match Network::open(config) {
         Ok(network) => network.remove_all(config).await,
         Err(error) => Err(error),
     };

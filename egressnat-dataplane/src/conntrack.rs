@@ -3,6 +3,7 @@
 //! Source NAT is decided by the first packet of a connection and then stays. When an egress IP comes to this node or leaves
 //! it, running connections of this node's own pods have to be decided anew, or they would leave with the wrong address.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use egressnat_core::model::Protocol;
@@ -102,15 +103,23 @@ pub(crate) fn forget(connection: &Connection) -> Result<(), ConntrackError> {
     }
 }
 
-/// Makes the kernel forget all connections that are seen as coming from `address`.
+/// Makes the kernel forget all connections that are seen as coming from one of `addresses`.
 pub(crate) fn forget_seen_as(
-    address: IpAddr,
+    addresses: &BTreeSet<IpAddr>,
     is_source: impl Fn(&IpAddr) -> bool,
 ) -> Result<(), ConntrackError> {
-    connections(Family::of(address))?
-        .iter()
-        .filter(|connection| connection.seen_as == address && is_source(&connection.source))
-        .try_for_each(forget)
+    for family in Family::ALL {
+        if !addresses.iter().any(|ip| Family::of(*ip) == family) {
+            continue;
+        }
+        connections(family)?
+            .iter()
+            .filter(|connection| {
+                addresses.contains(&connection.seen_as) && is_source(&connection.source)
+            })
+            .try_for_each(forget)?;
+    }
+    Ok(())
 }
 
 fn request(family: Family, kind: u16, flags: i32, attributes: &[u8]) -> Vec<u8> {

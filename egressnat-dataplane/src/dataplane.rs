@@ -3,11 +3,15 @@
 mod applicable;
 mod change;
 mod claims;
+mod doubt;
 mod ensure;
+mod floating;
 mod host;
+mod kept;
 mod observe;
 mod reboot;
 mod restoration;
+mod tables;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -28,14 +32,17 @@ use crate::lock::{Lock, LockError};
 use crate::maps::Maps;
 use crate::network::{Network, NetworkError, Uplink};
 use crate::nft::{Events, NftError, Ruleset, SharedOwner};
-use crate::ports::{PodInterfaces, Ports};
-use crate::probe::{Mac, Prober};
+use crate::ports::Ports;
+use crate::probe::Prober;
 use crate::programs::{Hook, Programs, ProgramsError, check_bpffs};
 use crate::redecide::{affected_pods, forget_stale};
 use crate::segment::Segment;
 use applicable::applicable;
+use doubt::Doubts;
+use kept::Kept;
+use observe::Located;
 use reboot::restore_guard;
-use restoration::Restoration;
+use restoration::{Comparison, Restoration};
 
 /// The packet path could not be put in place at all.
 #[derive(Debug, Error)]
@@ -69,6 +76,8 @@ pub enum OpenError {
 ///
 /// * [`apply`](Self::apply) makes the kernel equal the plan with the smallest change and makes no choices. Applied twice,
 ///   the second time writes nothing.
+/// * It costs what changes. The kernel is read once, and again only where others wrote, where a write failed, and every ten
+///   seconds; in between, what was written and acknowledged is what is there.
 /// * Dropping it leaves everything in the kernel: traffic goes on, and the next [`open`](Self::open) takes it over.
 /// * It touches nothing that is not its own; [`cleanup`](crate::cleanup) removes all that is.
 ///
@@ -94,6 +103,10 @@ pub struct Dataplane {
     tunnel: u32,
     /// What others do to our tables.
     table_events: Option<Events>,
+    /// What the kernel has, as far as it is not in doubt.
+    kept: Kept,
+    doubts: Doubts,
+    located: Option<Located>,
     /// By which what others did is told from what the plan changed.
     restoration: Restoration,
     guard_file: Option<GuardFile>,
@@ -111,7 +124,7 @@ impl Dataplane {
     /// Whatever keeps the node from carrying egress traffic at all: missing capabilities, no bpffs, no uplink, another agent.
     pub async fn open(config: Config) -> Result<Self, OpenError> {
         capabilities::check()?;
-        let network = Network::open()?;
+        let network = Network::open(&config)?;
         let mut uplink = network.uplink(&config).await?;
         check_bpffs(&config.bpffs)?;
         let lock = Lock::take(&config.pin_root()).await?;
@@ -167,6 +180,9 @@ impl Dataplane {
             families,
             tunnel,
             table_events,
+            kept: Kept::default(),
+            doubts: Doubts::ALL,
+            located: None,
             restoration: Restoration::default(),
             guard_file,
             _lock: lock,
@@ -217,12 +233,21 @@ impl Dataplane {
                 }
             };
             tokio::select! {
-                () = self.network.changed() => return,
-                () = self.ports.changed() => return,
+                events = self.network.told() => if self.take(events) {
+                    return;
+                },
+                () = self.ports.changed() => {
+                    self.doubts.links = true;
+                    return;
+                }
                 () = self.prober.changed() => return,
-                () = tables => return,
+                () = tables => {
+                    self.doubts.tables = true;
+                    return;
+                }
                 () = self.restoration.audit_is_due() => {
-                    if !self.is_in_place() {
+                    self.audit();
+                    if self.doubts.exist() {
                         return;
                     }
                 }
@@ -241,72 +266,85 @@ impl Dataplane {
             changes: std::mem::take(&mut self.opened),
             ..Report::default()
         };
-        self.ensure(plan, &mut report).await;
-
-        let interfaces = match self.pod_interfaces(plan).await {
-            Ok(interfaces) => interfaces,
-            Err(error) => {
-                fail(&mut report, "interfaces of pods", &error);
-                return report;
-            }
-        };
-        let desired = applicable(plan, &self.families, &interfaces, &mut report);
-        let routes = &interfaces.by_address;
-        let observed = match self.observe(&desired, routes, &mut report).await {
-            Ok(observed) => observed,
-            Err(error) => {
-                fail(&mut report, "the kernel's present state", &error);
-                return report;
-            }
-        };
-        let needed = &desired.egress_ips() | &desired.floating_ips;
-        for address in &needed {
-            if let Err(error) = self.egress.allocate(&mut self.maps, *address) {
-                fail(&mut report, &format!("egress IP {address}"), &error);
-            }
+        let mut findings = Vec::new();
+        self.notice();
+        let doubts = std::mem::replace(&mut self.doubts, Doubts::NONE);
+        self.make(plan, doubts, &mut report, &mut findings).await;
+        // What failed may have been done in part.
+        if !report.failures.is_empty() {
+            self.doubts = Doubts::ALL;
         }
-        let changes = diff(&observed, &desired);
-        let undone = self.change(&changes, routes, &mut report).await;
-        // The guard is there, and holds until each pod has its program: the kernel takes some milliseconds for each.
-        self.attach_steering(&desired, &interfaces, &mut report)
-            .await;
-        // A binding is made by a flow's first packet. Where the decision has changed, flows have to start anew.
-        match forget_stale(&affected_pods(&changes, &observed, &desired), &desired) {
-            Ok(forgotten) => report.changes += forgotten,
-            Err(error) => fail(&mut report, "running connections of pods", &error),
-        }
-        if let Err(error) = self.egress.retain(&mut self.maps, &needed) {
-            fail(&mut report, "egress IPs that are not used any more", &error);
-        }
-        match self.usable().await {
-            Ok(usable) => report.floating_ips = usable,
-            Err(error) => fail(&mut report, "floating IPs", &error),
-        }
-        self.tell_claims(needed, &mut report).await;
-        self.look_at_host(plan, &interfaces, &mut report);
-        if let Some(file) = &mut self.guard_file
-            && let Err(error) = file.keep(GuardedRanges::of(&desired))
-        {
-            fail(&mut report, "guard after a reboot", &error);
-        }
-        self.restoration.finish(
-            desired,
-            interfaces.by_address,
-            &changes,
-            undone,
-            &mut report,
-        );
+        report.failures.extend(findings);
         report
     }
 
-    /// Where the pods are. What counted until now is in the map, which outlives this process.
-    async fn pod_interfaces(&mut self, plan: &NodePlan) -> Result<PodInterfaces, ObserveError> {
-        let mut before = BTreeMap::new();
-        for pod in self.maps.pods()? {
-            before.insert(pod.address, pod.ifindex);
+    /// Reads what is in doubt, compares, and changes what differs. What goes wrong with that is in the report, what else there is to
+    /// tell in `findings`.
+    async fn make(
+        &mut self,
+        plan: &NodePlan,
+        mut doubts: Doubts,
+        report: &mut Report,
+        findings: &mut Vec<Failure>,
+    ) {
+        self.ensure(plan, &mut doubts, report, findings).await;
+        let mut before = doubts.exist().then(|| self.kept.clone());
+        if doubts.maps
+            && let Err(error) = self.kept.read_maps(&self.maps, &self.egress)
+        {
+            return fail(report, "the eBPF maps' present state", &error);
         }
-        let routes = self.network.host_routes().await?;
-        Ok(self.ports.find(plan, routes, &before).await?)
+        let interfaces = match self.locate(plan, doubts).await {
+            Ok(interfaces) => interfaces,
+            Err(error) => return fail(report, "interfaces of pods", &error),
+        };
+        self.forget_moved_pods(&interfaces, report);
+        if let Err(error) = self.observe(doubts).await {
+            return fail(report, "the kernel's present state", &error);
+        }
+        if doubts == Doubts::ALL {
+            self.restoration.note_reading();
+        }
+        let desired = applicable(plan, &self.families, &interfaces, findings);
+        let needed = &desired.egress_ips() | &desired.floating_ips;
+        for address in &needed {
+            if let Err(error) = self.egress.allocate(&mut self.maps, *address) {
+                fail(report, &format!("egress IP {address}"), &error);
+            }
+        }
+        for kept in before.iter_mut().chain([&mut self.kept]) {
+            kept.count_floating_ips(&self.egress, &desired.floating_ips);
+        }
+        let changes = diff(&self.kept.plan, &desired);
+        let affected = affected_pods(&changes, &self.kept.plan, &desired);
+        let undone = self.change(&changes, &interfaces, report, findings).await;
+        // The guard is there, and holds until each pod has its program: the kernel takes some milliseconds for each.
+        self.attach_steering(&desired, &interfaces, doubts, report)
+            .await;
+        // A binding is made by a flow's first packet. Where the decision has changed, flows have to start anew.
+        match forget_stale(&affected, &desired) {
+            Ok(forgotten) => report.changes += forgotten,
+            Err(error) => fail(report, "running connections of pods", &error),
+        }
+        if let Err(error) = self.egress.retain(&mut self.maps, &needed) {
+            fail(report, "egress IPs that are not used any more", &error);
+        }
+        report.floating_ips = self.usable();
+        findings.extend(self.tell_claims(&report.floating_ips, needed));
+        findings.extend(self.look_at_host(plan, &interfaces));
+        if let Some(file) = &mut self.guard_file
+            && let Err(error) = file.keep(GuardedRanges::of(&desired))
+        {
+            fail(report, "guard after a reboot", &error);
+        }
+        let comparison = Comparison {
+            before,
+            desired: &desired,
+            interfaces: &interfaces,
+            changes: &changes,
+            undone,
+        };
+        self.restoration.finish(comparison, report);
     }
 
     fn ruleset(&self, family: Family) -> Ruleset {
@@ -321,10 +359,6 @@ pub(crate) enum ObserveError {
     Conntrack(#[from] ConntrackError),
     #[error("floating IP {0} is not translated to here yet, and is not announced before")]
     NotTranslated(IpAddr),
-    #[error(
-        "{mac} has it on {interface}: it is taken once that host lets go of it, or remove it from the gateway group"
-    )]
-    Claimed { mac: Mac, interface: String },
     #[error(transparent)]
     Network(#[from] NetworkError),
     #[error(transparent)]
@@ -339,10 +373,15 @@ pub(crate) enum ObserveError {
 
 /// Notes a failure with everything that led to it.
 fn fail(report: &mut Report, object: &str, error: &dyn std::error::Error) {
-    report.failures.push(Failure {
+    report.failures.push(failure(object, error));
+}
+
+/// A failure with everything that led to it.
+fn failure(object: &str, error: &dyn std::error::Error) -> Failure {
+    Failure {
         object: object.to_owned(),
         message: chain(error),
-    });
+    }
 }
 
 /// An error and its sources in one line.

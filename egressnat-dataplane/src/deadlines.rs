@@ -44,14 +44,11 @@ impl Deadlines {
     /// nf_tables refused: the kernel has no tables of family arp, or is older than 6.3. The old deadline stands.
     pub fn hold_until(&self, address: IpAddr, deadline: Instant) -> Result<(), NftError> {
         let family = Family::of(address);
-        if !Ruleset::is_present(family)? {
-            let ruleset = Ruleset::new(family, &self.config);
-            ruleset.ensure(&mut self.nft.lock())?;
-        }
+        Ruleset::new(family, &self.config).ensure_present(&mut self.nft.lock())?;
         loop {
             let start = Instant::now();
             let left = deadline.saturating_duration_since(start + MARGIN);
-            Fence::hold(&mut self.nft.lock(), address, left)?;
+            Fence::hold(&mut self.nft.lock(), &[address], left)?;
             // The kernel counts from when it got it: had we been frozen on the way, that would be too long.
             if left.is_zero() || start.elapsed() <= MARGIN {
                 return Ok(());

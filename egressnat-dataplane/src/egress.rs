@@ -15,20 +15,26 @@ use crate::programs::ProgramsError;
 pub(crate) struct EgressTable {
     mark: MarkMask,
     entries: BTreeMap<IpAddr, EgressEntry>,
+    addresses: BTreeMap<u32, IpAddr>,
 }
 
 impl EgressTable {
     /// Reads the table back. An index that the mask has no room for, or another meaning, is freed: it is of an earlier mask.
     pub(crate) fn read(maps: &mut Maps, mark: MarkMask) -> Result<Self, ProgramsError> {
-        let mut entries = BTreeMap::new();
+        let (mut entries, mut addresses) = (BTreeMap::new(), BTreeMap::new());
         for entry in maps.egress_ips()? {
             if entry.index > mark.max_index() {
                 maps.free_egress(entry)?;
             } else {
                 entries.insert(entry.address, entry);
+                addresses.insert(entry.index, entry.address);
             }
         }
-        Ok(Self { mark, entries })
+        Ok(Self {
+            mark,
+            entries,
+            addresses,
+        })
     }
 
     pub(crate) fn index(&self, address: IpAddr) -> Option<u32> {
@@ -36,10 +42,7 @@ impl EgressTable {
     }
 
     pub(crate) fn address(&self, index: u32) -> Option<IpAddr> {
-        let mut entries = self.entries.values();
-        entries
-            .find(|entry| entry.index == index)
-            .map(|entry| entry.address)
+        self.addresses.get(&index).copied()
     }
 
     /// The mark that stands for an egress IP held here.
@@ -56,10 +59,9 @@ impl EgressTable {
         if self.entries.contains_key(&address) {
             return Ok(());
         }
-        let taken: BTreeSet<u32> = self.entries.values().map(|entry| entry.index).collect();
         let last = self.mark.max_index().min(MAX_EGRESS - 1);
         let index = (FIRST_EGRESS..=last)
-            .find(|index| !taken.contains(index))
+            .find(|index| !self.addresses.contains_key(index))
             .ok_or(ObserveError::NoEgressIndex(address))?;
         maps.reset_traffic(index)?;
         let entry = EgressEntry {
@@ -95,6 +97,7 @@ impl EgressTable {
     fn write(&mut self, maps: &mut Maps, entry: EgressEntry) -> Result<(), ObserveError> {
         maps.set_egress(entry)?;
         self.entries.insert(entry.address, entry);
+        self.addresses.insert(entry.index, entry.address);
         Ok(())
     }
 
@@ -112,6 +115,7 @@ impl EgressTable {
             .collect();
         for entry in unused {
             self.entries.remove(&entry.address);
+            self.addresses.remove(&entry.index);
             maps.free_egress(entry)?;
         }
         Ok(())

@@ -1,5 +1,6 @@
 //! Links, addresses, routes and rules of this namespace, over rtnetlink.
 
+mod events;
 mod floating;
 mod mtu;
 mod neighbor;
@@ -11,24 +12,22 @@ use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use futures::channel::mpsc::UnboundedReceiver;
-use futures::{StreamExt, TryStreamExt};
+use futures::TryStreamExt;
 use ipnet::IpNet;
-use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::{
     AddressAttribute, AddressMessage, AddressProtocol, AddressScope,
 };
 use netlink_packet_route::link::{LinkAttribute, LinkMessage};
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage};
-use rtnetlink::packet_core::NetlinkMessage;
-use rtnetlink::sys::SocketAddr;
-use rtnetlink::{Handle, MulticastGroup, RouteMessageBuilder};
+use rtnetlink::{Handle, RouteMessageBuilder};
 use thiserror::Error;
 use tokio::task::JoinHandle;
 
 use crate::config::Config;
 use crate::family::Family;
+use events::Events;
 
+pub(crate) use events::Event;
 pub(crate) use neighbor::{Neighbors, neighbor_of};
 pub(crate) use setting::NeighborQueues;
 pub(crate) use sysctl::{forwarding, ipv6};
@@ -113,53 +112,37 @@ pub struct Uplink {
     pub addresses: Vec<IpNet>,
 }
 
-type Messages = UnboundedReceiver<(NetlinkMessage<RouteNetlinkMessage>, SocketAddr)>;
-
 /// rtnetlink in the namespace it was opened in.
 pub(crate) struct Network {
     handle: Handle,
     connection: JoinHandle<()>,
-    changes: Messages,
-    watcher: JoinHandle<()>,
+    events: Events,
 }
 
 impl Drop for Network {
     fn drop(&mut self) {
         self.connection.abort();
-        self.watcher.abort();
     }
 }
 
 impl Network {
-    pub(crate) fn open() -> Result<Self, NetworkError> {
+    pub(crate) fn open(config: &Config) -> Result<Self, NetworkError> {
         let (connection, handle, _) = rtnetlink::new_connection().map_err(NetworkError::Socket)?;
-        let groups = [
-            MulticastGroup::Link,
-            MulticastGroup::Ipv4Ifaddr,
-            MulticastGroup::Ipv4Route,
-            MulticastGroup::Ipv4Rule,
-            MulticastGroup::Ipv6Ifaddr,
-            MulticastGroup::Ipv6Route,
-            MulticastGroup::Ipv6Rule,
-            MulticastGroup::Tc,
-        ];
-        let (watcher, _, changes) =
-            rtnetlink::new_multicast_connection(&groups).map_err(NetworkError::Socket)?;
         Ok(Self {
             handle,
             connection: tokio::spawn(connection),
-            changes,
-            watcher: tokio::spawn(watcher),
+            events: Events::open(config.route_table).map_err(NetworkError::Socket)?,
         })
     }
 
-    /// Waits for the next change of links, addresses, routes, rules or filters, and takes all that are told already.
-    pub(crate) async fn changed(&mut self) {
-        if self.changes.next().await.is_none() {
-            // The socket is gone; the agent's slow audit remains.
-            std::future::pending::<()>().await;
-        }
-        while self.changes.try_recv().is_ok() {}
+    /// Waits until the kernel tells something, and gives what of it may matter: perhaps nothing. Cancel safe.
+    pub(crate) async fn told(&self) -> Vec<Event> {
+        self.events.told().await
+    }
+
+    /// What the kernel has told until now and may matter.
+    pub(crate) fn take_events(&self) -> Vec<Event> {
+        self.events.take_all()
     }
 
     async fn link(&self, name: &str) -> Result<Option<LinkMessage>, NetworkError> {

@@ -16,6 +16,7 @@ mod set;
 mod table;
 
 pub use batch::NftError;
+pub(crate) use batch::all_but_refused;
 pub(crate) use counter::Counter;
 pub(crate) use events::Events;
 pub(crate) use fence::Fence;

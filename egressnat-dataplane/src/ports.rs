@@ -29,6 +29,9 @@ pub(crate) struct PodInterfaces {
     pub(crate) names: BTreeMap<u32, String>,
     /// What is wrong with the claims to an address.
     pub(crate) contested: BTreeMap<IpAddr, String>,
+    /// Whether this stays true, for any pods of the same ranges, until the kernel tells of a link, an address or a route: behind a
+    /// bridge, addresses come and go untold.
+    pub(crate) is_settled: bool,
 }
 
 /// Finds the interfaces of pods.
@@ -72,6 +75,7 @@ impl Ports {
         self.watched.clear();
         let subnets = self.pod_bridges(&links.bridges, plan).await?;
         if subnets.is_empty() {
+            found.is_settled = true;
             return Ok(found);
         }
         let of_pods = |port: &(u32, Port)| subnets.contains_key(&port.1.bridge);

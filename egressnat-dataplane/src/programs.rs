@@ -166,6 +166,8 @@ pub(crate) struct Programs {
     ebpf: Ebpf,
     pins: PathBuf,
     mechanism: Mechanism,
+    /// What the kernel calls them, in the order of [`Hook::ALL`].
+    ids: [u32; Hook::ALL.len()],
 }
 
 impl Programs {
@@ -198,13 +200,14 @@ impl Programs {
             ebpf,
             pins,
             mechanism,
+            ids: Default::default(),
         };
         for hook in Hook::ALL {
             let name = hook.name();
-            programs
-                .program(hook)
-                .load()
-                .map_err(|source| ProgramsError::Program { name, source })?;
+            let program = programs.program(hook);
+            let loaded = program.load().and_then(|()| program.info());
+            let info = loaded.map_err(|source| ProgramsError::Program { name, source })?;
+            programs.ids[hook as usize] = info.id();
         }
         Ok((programs, maps))
     }
@@ -357,16 +360,14 @@ impl Programs {
     }
 
     /// Whether this very program is on an interface: others may have taken it off, whatever is pinned.
-    pub(crate) fn is_attached(&mut self, hook: Hook, ifindex: u32) -> bool {
-        let Ok(own) = self.program(hook).info() else {
-            return false;
-        };
+    pub(crate) fn is_attached(&self, hook: Hook, ifindex: u32) -> bool {
+        let own = self.ids[hook as usize];
         match self.mechanism {
             Mechanism::Tcx => {
-                query::attached(ifindex, hook.side()).is_ok_and(|ids| ids.contains(&own.id()))
+                query::attached(ifindex, hook.side()).is_ok_and(|ids| ids.contains(&own))
             }
             Mechanism::Clsact => {
-                clsact::attached(ifindex, hook.side()).is_ok_and(|id| id == Some(own.id()))
+                clsact::attached(ifindex, hook.side()).is_ok_and(|id| id == Some(own))
             }
         }
     }

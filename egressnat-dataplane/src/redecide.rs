@@ -16,6 +16,7 @@ pub(crate) fn affected_pods(
 ) -> BTreeSet<IpAddr> {
     let mut pods = BTreeSet::new();
     let mut sets: BTreeSet<PolicySetId> = BTreeSet::new();
+    let mut moved = BTreeSet::new();
     for change in changes {
         match change {
             // Nothing was steered before, and nothing is now.
@@ -28,12 +29,18 @@ pub(crate) fn affected_pods(
                 sets.insert(*set);
             }
             Change::AddAddress(address) | Change::RemoveAddress(address) => {
-                let uses = |(_, steering): &(_, &Steering)| **steering == Steering::Snat(*address);
-                let using = desired.destinations.iter().filter(uses);
-                sets.extend(using.map(|((set, _), _)| *set));
+                moved.insert(*address);
             }
             _ => {}
         }
+    }
+    if !moved.is_empty() {
+        let uses = |(_, steering): &(_, &Steering)| match steering {
+            Steering::Snat(address) => moved.contains(address),
+            Steering::Forward | Steering::Keep | Steering::Drop => false,
+        };
+        let using = desired.destinations.iter().filter(uses);
+        sets.extend(using.map(|((set, _), _)| *set));
     }
     let of_sets = observed.pods.iter().chain(&desired.pods);
     let of_sets = of_sets.filter(|(_, set)| sets.contains(set));

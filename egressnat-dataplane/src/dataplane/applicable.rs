@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use egressnat_core::model::{MasqueradeMatch, MasqueradeRules};
-use egressnat_core::{Failure, NodePlan, PolicySetId, Report, Steering};
+use egressnat_core::{Failure, NodePlan, PolicySetId, Steering};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use crate::family::Family;
@@ -50,14 +50,14 @@ pub(super) fn applicable(
     plan: &NodePlan,
     families: &BTreeSet<Family>,
     interfaces: &PodInterfaces,
-    report: &mut Report,
+    findings: &mut Vec<Failure>,
 ) -> NodePlan {
     let has_family = |address: &IpAddr| families.contains(&Family::of(*address));
     let is_here =
         |address: &IpAddr| has_family(address) && interfaces.by_address.contains_key(address);
     let is_contested = |address: &IpAddr| interfaces.contested.contains_key(address);
     for (address, text) in &interfaces.contested {
-        report.failures.push(Failure {
+        findings.push(Failure {
             object: format!("pod {address}"),
             message: text.clone(),
         });
@@ -66,7 +66,7 @@ pub(super) fn applicable(
         // Without a guard, a pod that nothing selects misses nothing.
         let matters = *set != PolicySetId::EMPTY || !plan.guard_ranges.is_empty();
         if has_family(address) && matters && !is_here(address) && !is_contested(address) {
-            report.failures.push(Failure {
+            findings.push(Failure {
                 object: format!("pod {address}"),
                 message: "it has no route of its own and is at no bridge yet: until its interface is there, it does \
                           not reach the destinations of strict policies"
@@ -178,12 +178,7 @@ mod tests {
         }
         let kept = |families: &[Family]| {
             let families = families.iter().copied().collect();
-            let applied = applicable(
-                &plan,
-                &families,
-                &PodInterfaces::default(),
-                &mut Report::default(),
-            );
+            let applied = applicable(&plan, &families, &PodInterfaces::default(), &mut Vec::new());
             let prefixes = applied.destinations.into_keys();
             prefixes.map(|(_, prefix)| prefix).collect::<BTreeSet<_>>()
         };

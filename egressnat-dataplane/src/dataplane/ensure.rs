@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use egressnat_core::{Failure, NodePlan, PolicySetId, Report, Resource, Restored};
 
 use super::applicable::{asks_for, missed};
+use super::doubt::Doubts;
 use super::{Dataplane, fail};
 use crate::family::Family;
 use crate::network::ipv6;
@@ -14,19 +15,39 @@ use crate::ports::PodInterfaces;
 use crate::programs::Hook;
 
 impl Dataplane {
-    /// Brings back what others removed: the tables, the tunnel device, its rules and routes. Makes what is of IPv6 once a plan
-    /// asks for it.
-    pub(super) async fn ensure(&mut self, plan: &NodePlan, report: &mut Report) {
-        match self.ruleset(Family::Ipv4).ensure(&mut self.nft.lock()) {
-            Ok(made) => wrote(report, made, Resource::Table, "ip egressnat"),
-            Err(error) => fail(report, Ruleset::name(Family::Ipv4), &error),
+    /// Brings back what others removed: the tables, the tunnel device, its rules and routes, as far as they are in doubt. Makes what is
+    /// of IPv6 once a plan asks for it.
+    pub(super) async fn ensure(
+        &mut self,
+        plan: &NodePlan,
+        doubts: &mut Doubts,
+        report: &mut Report,
+        findings: &mut Vec<Failure>,
+    ) {
+        if doubts.tables {
+            match self.ruleset(Family::Ipv4).ensure(&mut self.nft.lock()) {
+                Ok(made) => wrote(report, made, Resource::Table, "ip egressnat"),
+                Err(error) => fail(report, Ruleset::name(Family::Ipv4), &error),
+            }
         }
-        let ipv6_before = self.families.contains(&Family::Ipv6);
-        self.ensure_ipv6_table(plan, report);
-        match Fence::repair(&mut self.nft.lock()) {
-            Ok(made) => wrote(report, made, Resource::Table, "arp egressnat"),
-            Err(error) => fail(report, "table arp egressnat", &error),
+        let had_ipv6 = self.families.contains(&Family::Ipv6);
+        self.ensure_ipv6_table(plan, *doubts, report, findings);
+        if had_ipv6 != self.families.contains(&Family::Ipv6) {
+            *doubts = Doubts::ALL;
         }
+        if doubts.tables {
+            match Fence::repair(&mut self.nft.lock()) {
+                Ok(made) => wrote(report, made, Resource::Table, "arp egressnat"),
+                Err(error) => fail(report, "table arp egressnat", &error),
+            }
+        }
+        if doubts.links {
+            self.ensure_tunnel(had_ipv6, report).await;
+        }
+    }
+
+    /// The tunnel device with its programs, and the ways into it.
+    async fn ensure_tunnel(&mut self, had_ipv6: bool, report: &mut Report) {
         match self.network.ensure_tunnel(&self.config, &self.uplink).await {
             Ok((index, changes)) => {
                 self.tunnel = index;
@@ -34,7 +55,7 @@ impl Dataplane {
                 report.changes += changes.len();
                 report.restored.extend(changes);
                 if self.families.contains(&Family::Ipv6) {
-                    self.ensure_ipv6_way(ipv6_before, report).await;
+                    self.ensure_ipv6_way(had_ipv6, report).await;
                 }
                 let name = &self.config.tunnel_device;
                 for hook in [Hook::Encap, Hook::Decap] {
@@ -68,19 +89,26 @@ impl Dataplane {
 
     /// The table of IPv6, on nodes that speak it: with it, the family is applied. Nodes that do not speak it carry IPv4 all the
     /// same.
-    fn ensure_ipv6_table(&mut self, plan: &NodePlan, report: &mut Report) {
+    fn ensure_ipv6_table(
+        &mut self,
+        plan: &NodePlan,
+        doubts: Doubts,
+        report: &mut Report,
+        findings: &mut Vec<Failure>,
+    ) {
         let was_there = self.families.contains(&Family::Ipv6);
         if !was_there && !asks_for(plan, Family::Ipv6) {
             return;
         }
         if let Err(reason) = ipv6() {
             self.families.remove(&Family::Ipv6);
-            report
-                .failures
-                .extend(missed(plan, Family::Ipv6).map(|missed| Failure {
-                    object: Family::Ipv6.to_string(),
-                    message: format!("{reason}; until then, {missed}"),
-                }));
+            findings.extend(missed(plan, Family::Ipv6).map(|missed| Failure {
+                object: Family::Ipv6.to_string(),
+                message: format!("{reason}; until then, {missed}"),
+            }));
+            return;
+        }
+        if was_there && !doubts.tables {
             return;
         }
         match self.ruleset(Family::Ipv6).ensure(&mut self.nft.lock()) {
@@ -117,11 +145,15 @@ impl Dataplane {
         &mut self,
         desired: &NodePlan,
         interfaces: &PodInterfaces,
+        doubts: Doubts,
         report: &mut Report,
     ) {
         let interface = |address: &IpAddr| interfaces.by_address.get(address).copied();
         let of_pods = desired.pods.keys().filter_map(interface);
         let wanted: BTreeSet<u32> = of_pods.chain(interfaces.ports.iter().copied()).collect();
+        if wanted == self.steered && !doubts.links {
+            return;
+        }
         for ifindex in self.steered.clone().difference(&wanted) {
             match self.programs.detach_steer(*ifindex) {
                 Ok(()) => report.changes += 1,
@@ -140,7 +172,9 @@ impl Dataplane {
                 continue;
             };
             let was_steered = self.steered.contains(&ifindex);
-            if was_steered && self.programs.is_attached(Hook::Steer, ifindex) {
+            let is_right =
+                was_steered && (!doubts.links || self.programs.is_attached(Hook::Steer, ifindex));
+            if is_right {
                 continue;
             }
             match self.programs.attach(Hook::Steer, name, ifindex) {

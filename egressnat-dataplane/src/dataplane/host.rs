@@ -3,10 +3,10 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use egressnat_core::{Failure, NodePlan, Report};
+use egressnat_core::{Failure, NodePlan};
 
 use super::applicable::asks_for;
-use super::{Dataplane, fail};
+use super::{Dataplane, failure};
 use crate::host::{tracked_connections, wrong_settings};
 use crate::network::forwarding;
 use crate::nft::{Ruleset, SetName};
@@ -28,17 +28,13 @@ impl Dataplane {
     }
 
     /// Tells settings of the host that keep traffic from flowing as planned, and ports that run out.
-    pub(super) fn look_at_host(
-        &self,
-        plan: &NodePlan,
-        interfaces: &PodInterfaces,
-        report: &mut Report,
-    ) {
+    pub(super) fn look_at_host(&self, plan: &NodePlan, interfaces: &PodInterfaces) -> Vec<Failure> {
+        let mut findings = Vec::new();
         for family in &self.families {
             if let Err(name) = forwarding(*family)
                 && asks_for(plan, *family)
             {
-                report.failures.push(Failure {
+                findings.push(Failure {
                     object: format!("sysctl {name}"),
                     message: format!(
                         "it is 0, so no pod's {family} packet leaves this node: run 'sysctl -w {name}=1'"
@@ -53,10 +49,11 @@ impl Dataplane {
         let pods: BTreeSet<u32> = pods.filter_map(interface).collect();
         let names = pods.iter().filter_map(|index| interfaces.names.get(index));
         let wrong = wrong_settings(!held.is_empty(), names.map(String::as_str));
-        report.failures.extend(wrong);
+        findings.extend(wrong);
         match scarce(held, tracked_connections()) {
-            Ok(scarce) => report.failures.extend(scarce.iter().map(PortUse::failure)),
-            Err(error) => fail(report, "ports of egress IPs", &error),
+            Ok(scarce) => findings.extend(scarce.iter().map(PortUse::failure)),
+            Err(error) => findings.push(failure("ports of egress IPs", &error)),
         }
+        findings
     }
 }

@@ -2,8 +2,12 @@
 
 use std::net::IpAddr;
 
+use futures::{StreamExt, stream};
 use ipnet::IpNet;
-use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressProtocol, CacheInfo};
+use netlink_packet_route::AddressFamily;
+use netlink_packet_route::address::{
+    AddressAttribute, AddressFlags, AddressMessage, AddressProtocol, CacheInfo,
+};
 
 use super::{ADDRESS_PROTOCOL, Network, NetworkError, Uplink, failed, is_ours, network_of};
 
@@ -19,15 +23,29 @@ impl Network {
             .collect())
     }
 
-    /// Puts a floating IP on the uplink, marked as ours. One that somebody else put there is not taken over.
-    pub(crate) async fn add_floating_ip(
+    /// Puts floating IPs on the uplink, marked as ours, and says of each whether it is there. One that somebody else put there is
+    /// not taken over.
+    pub(crate) async fn add_floating_ips(
         &self,
         uplink: &Uplink,
-        address: IpAddr,
-    ) -> Result<(), NetworkError> {
-        if self.floating_ips(uplink.index).await?.contains(&address) {
-            return Ok(());
-        }
+        addresses: &[IpAddr],
+    ) -> Vec<(IpAddr, Result<(), NetworkError>)> {
+        at_once(addresses, |address| self.add_floating_ip(uplink, address)).await
+    }
+
+    /// Takes floating IPs off the uplink, and says of each whether it is gone.
+    pub(crate) async fn remove_floating_ips(
+        &self,
+        uplink: &Uplink,
+        addresses: &[IpAddr],
+    ) -> Vec<(IpAddr, Result<(), NetworkError>)> {
+        at_once(addresses, |address| {
+            self.remove_floating_ip(uplink, address)
+        })
+        .await
+    }
+
+    async fn add_floating_ip(&self, uplink: &Uplink, address: IpAddr) -> Result<(), NetworkError> {
         let host = IpNet::from(address);
         let mut add = self
             .handle
@@ -58,19 +76,46 @@ impl Network {
         }
     }
 
-    /// Takes a floating IP off an interface.
-    pub(crate) async fn remove_floating_ip(
+    async fn remove_floating_ip(
         &self,
-        ifindex: u32,
+        uplink: &Uplink,
         address: IpAddr,
     ) -> Result<(), NetworkError> {
         let host = IpNet::from(address);
-        for message in self.addresses(ifindex).await?.into_iter().filter(is_ours) {
-            if network_of(&message) == Some(host) {
-                let removed = self.handle.address().del(message).execute().await;
-                removed.map_err(failed(format!("remove address {host}")))?;
+        let mut message = AddressMessage::default();
+        message.header.index = uplink.index;
+        message.header.prefix_len = host.prefix_len();
+        message.header.family = match address {
+            IpAddr::V4(_) => AddressFamily::Inet,
+            IpAddr::V6(_) => AddressFamily::Inet6,
+        };
+        message.attributes.push(AddressAttribute::Local(address));
+        match self.handle.address().del(message).execute().await {
+            // Somebody else was faster.
+            Err(rtnetlink::Error::NetlinkError(message))
+                if message.raw_code() == -libc::EADDRNOTAVAIL =>
+            {
+                Ok(())
             }
+            removed => removed.map_err(failed(format!("remove address {host}"))),
         }
-        Ok(())
     }
+}
+
+/// So many requests are under way at a time: the socket has room for their answers.
+const AT_ONCE: usize = 64;
+
+/// Does something about each of many addresses, in their order, without waiting for one answer before the next request.
+pub(super) async fn at_once<'a, E, F>(
+    addresses: &'a [IpAddr],
+    work: impl Fn(IpAddr) -> F + 'a,
+) -> Vec<(IpAddr, Result<(), E>)>
+where
+    F: Future<Output = Result<(), E>> + 'a,
+{
+    let done = addresses.iter().map(|address| {
+        let work = work(*address);
+        async move { (*address, work.await) }
+    });
+    stream::iter(done).buffered(AT_ONCE).collect().await
 }

@@ -10,16 +10,21 @@ use netlink_packet_route::neighbour::{
 use netlink_packet_route::route::RouteType;
 use rtnetlink::Handle;
 
+use super::floating::at_once;
 use super::{Network, NetworkError, failed};
 
 impl Network {
-    /// Forgets who had an address when this node had not. Believed, it would get what now belongs to the next holder: if that
+    /// Forgets who had addresses when this node had not. Believed, they would get what now belongs to the next holder: if that
     /// sends it back, for the same reason, packets go around until their hops are used up.
-    pub(crate) async fn forget_neighbor(
+    pub(crate) async fn forget_neighbors(
         &self,
         ifindex: u32,
-        address: IpAddr,
-    ) -> Result<(), NetworkError> {
+        addresses: &[IpAddr],
+    ) -> Vec<(IpAddr, Result<(), NetworkError>)> {
+        at_once(addresses, |address| self.forget_neighbor(ifindex, address)).await
+    }
+
+    async fn forget_neighbor(&self, ifindex: u32, address: IpAddr) -> Result<(), NetworkError> {
         let mut message = NeighbourMessage::default();
         message.header.ifindex = ifindex;
         message.header.kind = RouteType::Unicast;

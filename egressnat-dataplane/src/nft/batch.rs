@@ -112,3 +112,49 @@ pub(super) fn first_error(mut bytes: &[u8]) -> Option<i32> {
     }
     None
 }
+
+/// Writes all of `items` in one batch. What the kernel refuses is written by halves, and those by halves again, until all is there
+/// but what is refused by itself: that is returned, with the reason.
+pub(crate) fn all_but_refused<T: Clone>(
+    items: &[T],
+    write: &mut impl FnMut(&[T]) -> Result<(), NftError>,
+) -> Vec<(T, NftError)> {
+    if items.is_empty() {
+        return Vec::new();
+    }
+    match (write(items), items) {
+        (Ok(()), _) => Vec::new(),
+        (Err(error), [item]) => vec![(item.clone(), error)],
+        (Err(_), items) => {
+            let (one, other) = items.split_at(items.len() / 2);
+            let mut refused = all_but_refused(one, write);
+            refused.extend(all_but_refused(other, write));
+            refused
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_is_written_but_what_is_refused_and_at_once_where_nothing_is() {
+        for (bad, most_batches) in [(&[][..], 1), (&[7], 9), (&[0, 7], 13)] {
+            let (mut written, mut batches) = (Vec::new(), 0);
+            let items: Vec<u32> = (0..10).collect();
+            let refused = all_but_refused(&items, &mut |part| {
+                batches += 1;
+                if part.iter().any(|item| bad.contains(item)) {
+                    return Err(NftError::Receive(io::ErrorKind::Other.into()));
+                }
+                written.extend_from_slice(part);
+                Ok(())
+            });
+            let refused: Vec<u32> = refused.into_iter().map(|(item, _)| item).collect();
+            assert_eq!(refused, bad);
+            assert_eq!(written.len() + refused.len(), items.len());
+            assert!(batches <= most_batches, "{batches} for {bad:?}");
+        }
+    }
+}

@@ -51,6 +51,17 @@ impl Events {
         })
     }
 
+    /// Whether somebody else touched a table of ours, by what is told until now.
+    pub(crate) fn have_come(&mut self) -> bool {
+        let mut is_ours = false;
+        loop {
+            match receive(self.socket.get_ref()) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return is_ours,
+                told => is_ours |= self.concern(told),
+            }
+        }
+    }
+
     /// Waits until somebody else touched a table of ours, and takes all that is told already.
     ///
     /// Cancel safe.
@@ -62,15 +73,19 @@ impl Events {
             };
             let mut is_ours = false;
             while let Ok(told) = ready.try_io(|socket| receive(socket.get_ref())) {
-                is_ours |= match told {
-                    Ok(bytes) => concerns(&bytes, self.own),
-                    // More was told than the socket takes: it may have been about us.
-                    Err(_) => true,
-                };
+                is_ours |= self.concern(told);
             }
             if is_ours {
                 return;
             }
+        }
+    }
+
+    fn concern(&self, told: io::Result<Vec<u8>>) -> bool {
+        match told {
+            Ok(bytes) => concerns(&bytes, self.own),
+            // More was told than the socket takes: it may have been about us.
+            Err(_) => true,
         }
     }
 }

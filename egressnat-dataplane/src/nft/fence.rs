@@ -10,7 +10,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::CStr;
 use std::net::IpAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nftnl::{Batch, Chain, ChainType, Hook, MsgType, ProtoFamily, Table};
 
@@ -62,54 +62,99 @@ pub(super) fn let_go(owner: &Owner, family: Family) -> Result<(), NftError> {
     owner.commit(&batch.finalize(), "the end of deadlines that are too late")
 }
 
+/// Whether there is a table for ARP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Arp {
+    Present,
+    Missing,
+}
+
+/// The tables that have a say about addresses, each with the addresses that it is about.
+fn by_table(addresses: &[IpAddr], arp: Arp) -> Vec<(ProtoFamily, Vec<IpAddr>)> {
+    let of = |family| {
+        let of_family = |address: &&IpAddr| Family::of(**address) == family;
+        addresses.iter().filter(of_family).copied().collect()
+    };
+    let ipv4: Vec<IpAddr> = of(Family::Ipv4);
+    let mut tables = vec![(ProtoFamily::Ipv6, of(Family::Ipv6))];
+    if arp == Arp::Present {
+        tables.push((ProtoFamily::Arp, ipv4.clone()));
+    }
+    tables.push((ProtoFamily::Ipv4, ipv4));
+    tables.retain(|(_, addresses)| !addresses.is_empty());
+    tables
+}
+
+/// Addresses in an error: one, or how many.
+fn list(addresses: &[IpAddr]) -> String {
+    match addresses {
+        [address] => address.to_string(),
+        addresses => format!("{} floating IPs", addresses.len()),
+    }
+}
+
 /// The fence: two sets of the tables ip and ip6 each, and the table for ARP.
 pub(crate) struct Fence;
 
 impl Fence {
-    /// Fences an address, and lets it be used for so long from now.
-    pub(crate) fn hold(owner: &mut Owner, address: IpAddr, time: Duration) -> Result<(), NftError> {
-        let family = Family::of(address);
-        let mut tables = vec![ProtoFamily::from(family)];
-        if family == Family::Ipv4 {
+    /// Fences addresses, and lets them be used for so long from now. All in one batch.
+    pub(crate) fn hold(
+        owner: &mut Owner,
+        addresses: &[IpAddr],
+        time: Duration,
+    ) -> Result<(), NftError> {
+        if addresses.iter().any(IpAddr::is_ipv4) {
             Self::ensure_arp(owner)?;
-            tables.push(ProtoFamily::Arp);
         }
+        let start = Instant::now();
         let mut batch = Batch::new();
-        for table in tables {
-            Elements::of(table, SetName::Fenced)
-                .address(address)
-                .add_to(&mut batch, Change::Add);
+        for (table, addresses) in by_table(addresses, Arp::Present) {
+            let of = |name| Elements::of(table, name);
+            let plain = |name| addresses.iter().copied().fold(of(name), Elements::address);
+            plain(SetName::Fenced).add_to(&mut batch, Change::Add);
             // An element that is there keeps its time, whatever comes.
-            Elements::of(table, SetName::Held)
-                .address(address)
-                .add_to(&mut batch, Change::RemoveIfThere);
+            plain(SetName::Held).add_to(&mut batch, Change::RemoveIfThere);
             if time >= SHORTEST {
-                Elements::of(table, SetName::Held)
-                    .address_for(address, time)
-                    .add_to(&mut batch, Change::Add);
-            }
-        }
-        owner.commit(&batch.finalize(), &format!("the deadline of {address}"))
-    }
-
-    /// Takes the fence from an address.
-    pub(crate) fn release(owner: &Owner, address: IpAddr) -> Result<(), NftError> {
-        let family = Family::of(address);
-        let mut tables = vec![ProtoFamily::from(family)];
-        if family == Family::Ipv4 && query::table(ProtoFamily::Arp)?.is_some() {
-            tables.push(ProtoFamily::Arp);
-        }
-        let mut batch = Batch::new();
-        for table in tables {
-            for name in [SetName::Held, SetName::Fenced] {
-                let elements = Elements::of(table, name).address(address);
-                elements.add_to(&mut batch, Change::RemoveIfThere);
+                let timed = addresses.iter().fold(of(SetName::Held), |held, address| {
+                    held.address_for(*address, time)
+                });
+                timed.add_to(&mut batch, Change::Add);
             }
         }
         owner.commit(
             &batch.finalize(),
-            &format!("the end of the fence of {address}"),
-        )
+            &format!("the deadline of {}", list(addresses)),
+        )?;
+        let until = start + time;
+        owner
+            .fenced
+            .extend(addresses.iter().map(|address| (*address, until)));
+        Ok(())
+    }
+
+    /// Takes the fence from addresses, all in one batch.
+    pub(crate) fn release(owner: &mut Owner, addresses: &[IpAddr]) -> Result<(), NftError> {
+        let fenced = |address: &IpAddr| owner.fenced.contains_key(address);
+        let fenced: Vec<IpAddr> = addresses.iter().copied().filter(fenced).collect();
+        if fenced.is_empty() {
+            return Ok(());
+        }
+        let arp = match query::table(ProtoFamily::Arp)? {
+            Some(_) => Arp::Present,
+            None => Arp::Missing,
+        };
+        let mut batch = Batch::new();
+        for (table, addresses) in by_table(&fenced, arp) {
+            for name in [SetName::Held, SetName::Fenced] {
+                let none = Elements::of(table, name);
+                let elements = addresses.iter().copied().fold(none, Elements::address);
+                elements.add_to(&mut batch, Change::RemoveIfThere);
+            }
+        }
+        let what = format!("the end of the fence of {}", list(&fenced));
+        owner.commit(&batch.finalize(), &what)?;
+        owner.fenced.retain(|address, _| !fenced.contains(address));
+        Ok(())
     }
 
     /// When the deadline of each address of a family comes.
@@ -117,17 +162,29 @@ impl Fence {
         query::expiring(family, SetName::Held)
     }
 
-    /// Whether an address has a deadline, which may have come.
-    pub(crate) fn is_fenced(address: IpAddr) -> Result<bool, NftError> {
-        let fenced = query::addresses(Family::of(address), SetName::Fenced)?;
-        Ok(fenced.contains(&address))
+    /// Reads from the kernel which addresses are fenced, and until when each may be used.
+    pub(crate) fn read(owner: &mut Owner, families: &BTreeSet<Family>) -> Result<(), NftError> {
+        let mut all = BTreeMap::new();
+        for family in families {
+            let now = Instant::now();
+            let left = Self::deadlines(*family)?;
+            let until = |address: &IpAddr| now + left.get(address).copied().unwrap_or_default();
+            let fenced = query::addresses(*family, SetName::Fenced)?;
+            all.extend(fenced.iter().map(|address| (*address, until(address))));
+        }
+        owner.fenced = all;
+        Ok(())
     }
 
-    /// The addresses of a family whose deadline has come.
-    pub(crate) fn expired(family: Family) -> Result<BTreeSet<IpAddr>, NftError> {
-        let fenced = query::addresses(family, SetName::Fenced)?;
-        let held = query::addresses(family, SetName::Held)?;
-        Ok(fenced.difference(&held).copied().collect())
+    /// Whether an address has a deadline, which may have come.
+    pub(crate) fn is_fenced(owner: &Owner, address: IpAddr) -> bool {
+        owner.fenced.contains_key(&address)
+    }
+
+    /// Whether an address has a deadline that has come.
+    pub(crate) fn is_expired(owner: &Owner, address: IpAddr) -> bool {
+        let until = owner.fenced.get(&address);
+        until.is_some_and(|until| *until <= Instant::now())
     }
 
     /// Makes the table for ARP anew if others took it away or altered it, while there is something to fence. Returns whether it

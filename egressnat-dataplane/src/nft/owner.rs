@@ -3,12 +3,15 @@
 //!
 //! When the process ends, however it ends, the tables stay, unprotected. The next run adopts them.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::mem::size_of_val;
+use std::net::IpAddr;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use nftnl::{Batch, FinalizedBatch, MsgType, ProtoFamily};
 
@@ -55,6 +58,10 @@ pub(crate) struct Owner {
     /// What the kernel calls the socket.
     port: u32,
     protection: Protection,
+    /// Families and layouts of the tables that are seen to be this socket's: nobody else takes them away or alters them any more.
+    owned: Vec<(ProtoFamily, Vec<u8>)>,
+    /// The fenced addresses, and until when each may be used, as far as this owner has read or written it.
+    pub(super) fenced: BTreeMap<IpAddr, Instant>,
 }
 
 /// Whether the kernel keeps others from our tables.
@@ -85,6 +92,8 @@ impl Owner {
                 TableOwnership::WherePossible => Protection::Owned,
                 TableOwnership::Never => Protection::None,
             },
+            owned: Vec::new(),
+            fenced: BTreeMap::new(),
         })
     }
 
@@ -122,7 +131,15 @@ impl Owner {
     }
 
     /// Looks at our table of a family. One of this layout that an earlier run left is adopted.
-    pub(super) fn look(&self, family: ProtoFamily, layout: &[u8]) -> Result<Standing, NftError> {
+    pub(super) fn look(
+        &mut self,
+        family: ProtoFamily,
+        layout: &[u8],
+    ) -> Result<Standing, NftError> {
+        let mut owned = self.owned.iter();
+        if owned.any(|(other, of)| *other == family && of == layout) {
+            return Ok(Standing::Owned);
+        }
         let Some(table) = query::table(family)? else {
             return Ok(Standing::Other(None));
         };
@@ -131,7 +148,11 @@ impl Owner {
             return Ok(Standing::Other(Some(table)));
         }
         match (self.protection, table.owner) {
-            (_, Some(_)) => Ok(Standing::Owned),
+            (_, Some(_)) => {
+                self.owned.retain(|(other, _)| *other != family);
+                self.owned.push((family, layout.to_owned()));
+                Ok(Standing::Owned)
+            }
             (Protection::None, None) => Ok(Standing::Open(table)),
             (Protection::Owned, None) if table.flags & PERSISTENT != 0 => {
                 let mut batch = Batch::new();
@@ -142,6 +163,12 @@ impl Owner {
             // A table that was made without an owner takes none.
             (Protection::Owned, None) => Ok(Standing::Other(Some(table))),
         }
+    }
+
+    /// Whether the table of a family is known to be this socket's.
+    pub(super) fn owns(&self, family: impl Into<ProtoFamily>) -> bool {
+        let family = family.into();
+        self.owned.iter().any(|(other, _)| *other == family)
     }
 
     /// A table of this owner, to be made or adopted.

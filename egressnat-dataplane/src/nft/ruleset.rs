@@ -64,6 +64,14 @@ impl Ruleset {
         Ok(query::table(family)?.is_some())
     }
 
+    /// Makes the table if there is none at all.
+    pub(crate) fn ensure_present(&self, owner: &mut Owner) -> Result<(), NftError> {
+        if !owner.owns(self.family) && !Self::is_present(self.family)? {
+            self.ensure(owner)?;
+        }
+        Ok(())
+    }
+
     fn comment(&self) -> CString {
         let text = format!(
             "egressnat layout {LAYOUT}, mark {}, port {}, device {}: egress NAT gateway, written by egressnat-agent",

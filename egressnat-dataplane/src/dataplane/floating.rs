@@ -1,0 +1,279 @@
+//! Floating IPs that come and go: however many there are at once, what is done for them is one thing of each kind.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use egressnat_core::gateway::EgressId;
+use egressnat_core::{Change, Report};
+
+use super::{Dataplane, ObserveError, fail};
+use crate::config::FloatingIpUse;
+use crate::conntrack::forget_seen_as;
+use crate::family::Family;
+use crate::maps::map_error;
+use crate::network::NetworkError;
+use crate::nft::{Elements, Fence, NftError, Ruleset, SetName, all_but_refused};
+use crate::ports::PodInterfaces;
+
+/// What is done for floating IPs, with what went wrong.
+struct Work<'a> {
+    change: fn(IpAddr) -> Change,
+    report: &'a mut Report,
+    undone: BTreeSet<Change>,
+}
+
+impl<'a> Work<'a> {
+    fn new(change: fn(IpAddr) -> Change, report: &'a mut Report) -> Self {
+        Self {
+            change,
+            report,
+            undone: BTreeSet::new(),
+        }
+    }
+
+    fn fail(&mut self, address: IpAddr, error: &dyn std::error::Error) {
+        let change = (self.change)(address);
+        fail(self.report, &change.to_string(), error);
+        self.undone.insert(change);
+    }
+
+    fn fail_all(&mut self, addresses: &[IpAddr], error: &dyn std::error::Error) {
+        for address in addresses {
+            self.fail(*address, error);
+        }
+    }
+
+    /// Notes what failed of something that was done for each, and gives the others.
+    fn take(&mut self, done: Vec<(IpAddr, Result<(), NetworkError>)>) -> Vec<IpAddr> {
+        let mut right = Vec::new();
+        for (address, outcome) in done {
+            match outcome {
+                Ok(()) => right.push(address),
+                Err(error) => self.fail(address, &error),
+            }
+        }
+        right
+    }
+}
+
+impl Dataplane {
+    /// Translates to floating IPs: all mappings are one batch. Returns what could not be done.
+    pub(super) fn add_snat(
+        &mut self,
+        addresses: &[IpAddr],
+        report: &mut Report,
+    ) -> BTreeSet<Change> {
+        let mut work = Work::new(Change::AddSnat, report);
+        let mut marked = Vec::new();
+        for address in addresses.iter().copied() {
+            match self.egress.mark(address) {
+                Some(mark) => marked.push((mark, address)),
+                None => work.fail(address, &ObserveError::NoEgressIndex(address)),
+            }
+        }
+        let refused = all_but_refused(&marked, &mut |part| self.write_mappings(part));
+        let refused_ones: BTreeSet<IpAddr> = refused.iter().map(|((_, ip), _)| *ip).collect();
+        for ((_, address), error) in refused {
+            work.fail(address, &error);
+        }
+        marked.retain(|(_, address)| !refused_ones.contains(address));
+        for (mark, address) in marked {
+            self.kept
+                .mappings
+                .insert((Family::of(address), mark), address);
+            self.kept.guarded.insert(address);
+            let index = self.egress.index(address).unwrap_or_default();
+            let vni = EgressId::of(address).vni();
+            let numbered = self.maps.vnis.insert(vni, index, 0);
+            match numbered.map_err(map_error("vnis")) {
+                Ok(()) => {
+                    self.kept.numbered.insert(address);
+                    work.report.changes += 1;
+                }
+                Err(error) => work.fail(address, &error),
+            }
+        }
+        work.undone
+    }
+
+    /// Puts mappings in the place of those that their marks have.
+    fn write_mappings(&self, mappings: &[(u32, IpAddr)]) -> Result<(), NftError> {
+        let (mut removed, mut added) = (Vec::new(), Vec::new());
+        for family in Family::ALL {
+            let is_of = |(_, address): &&(u32, IpAddr)| Family::of(*address) == family;
+            let of_family = || mappings.iter().filter(is_of).copied();
+            let none = || Elements::of(family, SetName::EgressIps);
+            let before = |(mark, _)| {
+                let before = self.kept.mappings.get(&(family, mark));
+                before.map(|address| (mark, *address))
+            };
+            let map = |elements: Elements, (mark, address)| elements.mapping(mark, address);
+            removed.push(of_family().filter_map(before).fold(none(), map));
+            added.push(of_family().fold(none(), map));
+            let addresses = of_family().map(|(_, address)| address);
+            let guarded = Elements::of(family, SetName::FloatingIps);
+            added.push(addresses.fold(guarded, Elements::address));
+        }
+        let what = match mappings {
+            [(_, address)] => format!("snat to {address}"),
+            mappings => format!("snat to {} floating IPs", mappings.len()),
+        };
+        Ruleset::change(&self.nft.lock(), &removed, &added, &what)
+    }
+
+    /// Translates to floating IPs no more. Returns what could not be done.
+    pub(super) fn remove_snat(
+        &mut self,
+        addresses: &[IpAddr],
+        report: &mut Report,
+    ) -> BTreeSet<Change> {
+        let mut work = Work::new(Change::RemoveSnat, report);
+        for address in addresses {
+            // No error when it is not there: the map may have been made anew.
+            let _ = self.maps.vnis.remove(&EgressId::of(*address).vni());
+            self.kept.numbered.remove(address);
+        }
+        let refused = all_but_refused(addresses, &mut |part| self.remove_mappings(part));
+        let refused_ones: BTreeSet<IpAddr> = refused.iter().map(|(ip, _)| *ip).collect();
+        for (address, error) in refused {
+            work.fail(address, &error);
+        }
+        let is_gone = |address: &IpAddr| !refused_ones.contains(address);
+        let gone: BTreeSet<IpAddr> = addresses.iter().copied().filter(is_gone).collect();
+        self.kept
+            .mappings
+            .retain(|_, mapped| !gone.contains(mapped));
+        self.kept.guarded.retain(|address| !gone.contains(address));
+        work.report.changes += gone.len();
+        let gone: Vec<IpAddr> = gone.into_iter().collect();
+        if let Err(error) = Fence::release(&mut self.nft.lock(), &gone) {
+            work.fail_all(&gone, &error);
+        }
+        work.undone
+    }
+
+    fn remove_mappings(&self, addresses: &[IpAddr]) -> Result<(), NftError> {
+        let addresses: BTreeSet<IpAddr> = addresses.iter().copied().collect();
+        let mut removed = Vec::new();
+        for family in Family::ALL {
+            let mapped = self
+                .kept
+                .mappings
+                .iter()
+                .filter(|((of, _), address)| *of == family && addresses.contains(address));
+            let none = Elements::of(family, SetName::EgressIps);
+            removed.push(mapped.fold(none, |elements, ((_, mark), address)| {
+                elements.mapping(*mark, *address)
+            }));
+            let guarded = addresses.intersection(&self.kept.guarded).copied();
+            let guarded = guarded.filter(|address| Family::of(*address) == family);
+            let none = Elements::of(family, SetName::FloatingIps);
+            removed.push(guarded.fold(none, Elements::address));
+        }
+        let what = match addresses.first() {
+            Some(address) if addresses.len() == 1 => format!("the end of snat to {address}"),
+            _ => format!("the end of snat to {} floating IPs", addresses.len()),
+        };
+        Ruleset::change(&self.nft.lock(), &removed, &[], &what)
+    }
+
+    /// Takes and announces floating IPs that are translated to. Returns what could not be done.
+    pub(super) async fn add_addresses(
+        &mut self,
+        addresses: &[IpAddr],
+        report: &mut Report,
+    ) -> BTreeSet<Change> {
+        let mut work = Work::new(Change::AddAddress, report);
+        let translated = self.kept.translated(&self.egress);
+        let (ready, early): (Vec<IpAddr>, Vec<IpAddr>) =
+            addresses.iter().partition(|ip| translated.contains(ip));
+        for address in early {
+            work.fail(address, &ObserveError::NotTranslated(address));
+        }
+        if ready.is_empty() {
+            return work.undone;
+        }
+        // What this node knows of the addresses' flows from an earlier time would take their packets for invalid.
+        if let Err(error) = forget_seen_as(&ready.iter().copied().collect(), |_| true) {
+            work.fail_all(&ready, &error);
+            return work.undone;
+        }
+        if let Err(error) = self.fence(&ready) {
+            work.fail_all(&ready, &error);
+            return work.undone;
+        }
+        self.handover.widen().await;
+        let is_there = |address: &IpAddr| self.kept.addresses.contains(address);
+        let (there, missing): (Vec<IpAddr>, Vec<IpAddr>) = ready.into_iter().partition(is_there);
+        let added = self.network.add_floating_ips(&self.uplink, &missing).await;
+        let added = work.take(added);
+        self.kept.addresses.extend(&added);
+        for address in there.into_iter().chain(added) {
+            let local = self.egress.set_local(&mut self.maps, address, true);
+            if let IpAddr::V4(address) = address {
+                self.prober.hold(address);
+            }
+            self.announcer.announce(address);
+            match local {
+                Ok(()) => work.report.changes += 1,
+                Err(error) => work.fail(address, &error),
+            }
+        }
+        work.undone
+    }
+
+    /// Keeps addresses silent that have no deadline yet, where they need one.
+    fn fence(&self, addresses: &[IpAddr]) -> Result<(), NftError> {
+        if self.config.floating_ip_use == FloatingIpUse::Unlimited {
+            return Ok(());
+        }
+        let mut owner = self.nft.lock();
+        let is_open = |address: &IpAddr| !Fence::is_fenced(&owner, *address);
+        let open: Vec<IpAddr> = addresses.iter().copied().filter(is_open).collect();
+        match open.is_empty() {
+            true => Ok(()),
+            false => Fence::hold(&mut owner, &open, Duration::ZERO),
+        }
+    }
+
+    /// Gives floating IPs away. Returns what could not be done.
+    pub(super) async fn remove_addresses(
+        &mut self,
+        addresses: &[IpAddr],
+        interfaces: &PodInterfaces,
+        report: &mut Report,
+    ) -> BTreeSet<Change> {
+        let mut work = Work::new(Change::RemoveAddress, report);
+        self.handover.widen().await;
+        for address in addresses {
+            self.announcer.withdraw(*address);
+            if let Err(error) = self.egress.set_local(&mut self.maps, *address, false) {
+                work.fail(*address, &error);
+            }
+        }
+        // The node's own pods go through the tunnel from here on, and not as who they were here. What was translated for
+        // other nodes stays known: answers to it are on their way.
+        let is_pod = |source: &IpAddr| interfaces.by_address.contains_key(source);
+        if let Err(error) = forget_seen_as(&addresses.iter().copied().collect(), is_pod) {
+            work.fail_all(addresses, &error);
+        }
+        let uplink = &self.uplink;
+        let forgotten = self.network.forget_neighbors(uplink.index, addresses).await;
+        work.take(forgotten);
+        let is_there = |address: &IpAddr| self.kept.addresses.contains(address);
+        let there: Vec<IpAddr> = addresses.iter().copied().filter(is_there).collect();
+        let removed = self.network.remove_floating_ips(uplink, &there).await;
+        for address in work.take(removed) {
+            self.kept.addresses.remove(&address);
+        }
+        let gone = addresses.iter();
+        for address in gone.filter(|address| !self.kept.addresses.contains(address)) {
+            if let IpAddr::V4(address) = address {
+                self.prober.let_go(*address);
+            }
+        }
+        work.report.changes += addresses.len() - work.undone.len();
+        work.undone
+    }
+}

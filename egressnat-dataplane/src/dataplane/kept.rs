@@ -1,0 +1,168 @@
+//! What the kernel has, as far as this process has read or written it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use egressnat_core::gateway::EgressId;
+use egressnat_core::{Change, NodePlan, PolicySetId, Steering};
+
+use super::ObserveError;
+use crate::egress::EgressTable;
+use crate::family::Family;
+use crate::maps::{DROP, FORWARD, KEEP, Maps};
+use crate::nft::{NftError, Ruleset, SetName};
+
+/// What the kernel has. Every write that the kernel has acknowledged is noted here; what it refused is read again.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Kept {
+    /// As a plan. Its floating IPs are those of the last comparison: what there is of them is below.
+    pub(super) plan: NodePlan,
+    /// The pods of the plan with their interfaces.
+    pub(super) pods: BTreeMap<(IpAddr, u32), PolicySetId>,
+    /// Floating IPs that are on the uplink.
+    pub(super) addresses: BTreeSet<IpAddr>,
+    /// Marks and the egress IPs that they are translated to.
+    pub(super) mappings: BTreeMap<(Family, u32), IpAddr>,
+    /// Floating IPs that take no new connections.
+    pub(super) guarded: BTreeSet<IpAddr>,
+    /// Egress IPs whose VNI leads to their index.
+    pub(super) numbered: BTreeSet<IpAddr>,
+}
+
+impl Kept {
+    /// Reads pods, destinations and peers from the maps.
+    pub(super) fn read_maps(
+        &mut self,
+        maps: &Maps,
+        egress: &EgressTable,
+    ) -> Result<(), ObserveError> {
+        let pods = maps.pods()?.into_iter();
+        self.pods = pods
+            .map(|pod| ((pod.address, pod.ifindex), PolicySetId(pod.set)))
+            .collect();
+        self.count_pods();
+        self.plan.destinations.clear();
+        for (set, prefix, value) in maps.destinations()? {
+            let steering = match value {
+                FORWARD => Steering::Forward,
+                KEEP => Steering::Keep,
+                DROP => Steering::Drop,
+                index => match egress.address(index) {
+                    Some(address) => Steering::Snat(address),
+                    None => Steering::Forward,
+                },
+            };
+            let key = (PolicySetId(set), prefix);
+            self.plan.destinations.insert(key, steering);
+        }
+        self.plan.peers = maps.peers()?.into_iter().collect();
+        Ok(())
+    }
+
+    /// Reads sets and masquerade rules from the tables of some families.
+    pub(super) fn read_tables(&mut self, families: &BTreeSet<Family>) -> Result<(), NftError> {
+        let plan = &mut self.plan;
+        plan.pod_ranges.clear();
+        plan.internal_ranges.clear();
+        plan.guard_ranges.clear();
+        plan.masquerade.rules.clear();
+        self.mappings.clear();
+        self.guarded.clear();
+        for family in families.iter().copied() {
+            let ranges = |name| Ruleset::ranges(family, name);
+            plan.pod_ranges.extend(ranges(SetName::PodRanges)?);
+            plan.internal_ranges
+                .extend(ranges(SetName::InternalRanges)?);
+            plan.guard_ranges.extend(ranges(SetName::GuardRanges)?);
+            let masquerade = Ruleset::masquerade(family)?.rules;
+            plan.masquerade.rules.extend(masquerade);
+            let mapped = Ruleset::mappings(family, SetName::EgressIps)?.into_iter();
+            self.mappings
+                .extend(mapped.map(|(mark, address)| ((family, mark), address)));
+            self.guarded
+                .extend(Ruleset::addresses(family, SetName::FloatingIps)?);
+        }
+        Ok(())
+    }
+
+    /// Reads which of the mapped egress IPs packets of other nodes are led to.
+    pub(super) fn read_vnis(&mut self, maps: &Maps, egress: &EgressTable) {
+        let is_numbered = |address: &&IpAddr| {
+            let index = maps.vnis.get(&EgressId::of(**address).vni(), 0);
+            index.ok() == egress.index(**address)
+        };
+        let mapped = self.mappings.values();
+        self.numbered = mapped.filter(is_numbered).copied().collect();
+    }
+
+    /// The floating IPs that everything is in place for but the address itself: an agent may have been killed in between.
+    pub(super) fn translated(&self, egress: &EgressTable) -> BTreeSet<IpAddr> {
+        let is_whole = |(key, address): &(&(Family, u32), &IpAddr)| {
+            egress.mark(**address) == Some(key.1)
+                && self.numbered.contains(address)
+                && self.guarded.contains(address)
+        };
+        let whole = self.mappings.iter().filter(is_whole);
+        whole.map(|(_, address)| *address).collect()
+    }
+
+    /// Compares what there is of floating IPs with those that are wanted: half of one is none, when it is wanted, and one, when
+    /// it is not.
+    pub(super) fn count_floating_ips(&mut self, egress: &EgressTable, wanted: &BTreeSet<IpAddr>) {
+        let translated = self.translated(egress);
+        let mapped: BTreeSet<IpAddr> = self.mappings.values().copied().collect();
+        let whole = self.addresses.intersection(&translated);
+        let parts = [&self.addresses, &mapped, &self.guarded];
+        let unwanted = parts.into_iter().flat_map(|part| part.difference(wanted));
+        self.plan.floating_ips = whole.chain(unwanted).copied().collect();
+    }
+
+    /// Brings the plan's pods in line with the entries of the map.
+    pub(super) fn count_pods(&mut self) {
+        let pods = self.pods.iter();
+        self.plan.pods = pods.map(|((address, _), set)| (*address, *set)).collect();
+    }
+
+    /// Notes that a change was made. Those of pods and floating IPs are noted where they are made, with more than the change says.
+    pub(super) fn note(&mut self, change: &Change) {
+        let plan = &mut self.plan;
+        match *change {
+            Change::AddPeer(peer) => _ = plan.peers.insert(peer),
+            Change::RemovePeer(peer) => _ = plan.peers.remove(&peer),
+            Change::AddInternalRange(range) => _ = plan.internal_ranges.insert(range),
+            Change::RemoveInternalRange(range) => _ = plan.internal_ranges.remove(&range),
+            Change::AddGuardRange(range) => _ = plan.guard_ranges.insert(range),
+            Change::RemoveGuardRange(range) => _ = plan.guard_ranges.remove(&range),
+            Change::AddPodRange(range) => _ = plan.pod_ranges.insert(range),
+            Change::RemovePodRange(range) => _ = plan.pod_ranges.remove(&range),
+            Change::SetMasquerade(rule, action) => {
+                plan.masquerade.rules.insert(rule, action);
+            }
+            Change::RemoveMasquerade(rule) => _ = plan.masquerade.rules.remove(&rule),
+            Change::SetDestination(set, prefix, steering) => {
+                plan.destinations.insert((set, prefix), steering);
+            }
+            Change::RemoveDestination(set, prefix) => {
+                plan.destinations.remove(&(set, prefix));
+            }
+            Change::SetPod(..)
+            | Change::RemovePod(_)
+            | Change::AddSnat(_)
+            | Change::AddAddress(_)
+            | Change::RemoveAddress(_)
+            | Change::RemoveSnat(_) => {}
+        }
+    }
+
+    /// Notes a pod with its interface.
+    pub(super) fn note_pod(&mut self, address: IpAddr, ifindex: u32, set: PolicySetId) {
+        self.pods.insert((address, ifindex), set);
+        self.plan.pods.insert(address, set);
+    }
+
+    /// Notes that a pod is gone.
+    pub(super) fn note_no_pod(&mut self, address: IpAddr, ifindex: u32) {
+        self.pods.remove(&(address, ifindex));
+        self.plan.pods.remove(&address);
+    }
+}
