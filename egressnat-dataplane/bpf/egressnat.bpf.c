@@ -359,6 +359,22 @@ static __always_inline __u16 header_checksum(const struct iphdr *ip)
 	return ~sum;
 }
 
+/* What the last octet of the inner source address is changed by. */
+#define OTHER_SOURCE 1
+
+/* The kernel's device takes what has its own MAC address for a loop. A packet that waited on another node for a floating IP which came
+   to this one is none. */
+static __always_inline int change_source(struct __sk_buff *skb)
+{
+	__u32 last = offsetof(struct ethhdr, h_source) + ETH_ALEN - 1;
+	__u8 octet;
+
+	if (bpf_skb_load_bytes(skb, last, &octet, sizeof(octet)))
+		return -1;
+	octet ^= OTHER_SOURCE;
+	return bpf_skb_store_bytes(skb, last, &octet, sizeof(octet), 0);
+}
+
 /* What a packet whose outer headers were not written gets: it goes on to the device. */
 #define LEFT_TO_DEVICE -2
 
@@ -414,6 +430,7 @@ static __always_inline int write_headers(struct __sk_buff *skb, const struct egr
 		},
 		.inner = *eth,
 	};
+	outer.inner.h_source[ETH_ALEN - 1] ^= OTHER_SOURCE;
 
 	/* The forwarding code has seen that it fits the tunnel's MTU. */
 	__u64 flags = BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 | BPF_F_ADJ_ROOM_ENCAP_L4_UDP |
@@ -422,7 +439,11 @@ static __always_inline int write_headers(struct __sk_buff *skb, const struct egr
 		return LEFT_TO_DEVICE;
 	if (bpf_skb_store_bytes(skb, sizeof(*eth), &outer, sizeof(outer), 0))
 		return TC_ACT_SHOT;
-	struct bpf_redir_neigh neighbor = { .nh_family = AF_INET, .ipv4_nh = route.ipv4_dst };
+	struct bpf_redir_neigh neighbor;
+	/* All of it: without CAP_PERFMON the kernel lets no helper read what was not written. */
+	__builtin_memset(&neighbor, 0, sizeof(neighbor));
+	neighbor.nh_family = AF_INET;
+	neighbor.ipv4_nh = route.ipv4_dst;
 	set_mark(skb, 0);
 	return bpf_redirect_neigh(route.ifindex, &neighbor, sizeof(neighbor), 0);
 }
@@ -476,7 +497,7 @@ int encap(struct __sk_buff *skb)
 			failed = set_tunnel_key(skb, egress);
 		}
 	}
-	if (failed) {
+	if (failed || change_source(skb)) {
 		count_blocked(NO_EGRESS);
 		return TC_ACT_SHOT;
 	}

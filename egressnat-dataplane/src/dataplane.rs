@@ -17,6 +17,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use egressnat_core::{Failure, NodePlan, Report, Resource, diff};
+use ipnet::IpNet;
 use thiserror::Error;
 
 use crate::announce::{AnnounceError, Announcer};
@@ -27,7 +28,7 @@ use crate::deadlines::Deadlines;
 use crate::egress::EgressTable;
 use crate::family::Family;
 use crate::guard_file::{GuardFile, GuardFileError, GuardedRanges};
-use crate::handover::HandoverQueue;
+use crate::handover::Handover;
 use crate::lock::{Lock, LockError};
 use crate::maps::Maps;
 use crate::network::{Network, NetworkError, Uplink};
@@ -94,7 +95,7 @@ pub struct Dataplane {
     maps: Maps,
     egress: EgressTable,
     announcer: Announcer,
-    handover: HandoverQueue,
+    handover: Handover,
     prober: Prober,
     steered: BTreeSet<u32>,
     /// Those with a table: IPv4, and IPv6 since a plan first asked for it.
@@ -162,7 +163,7 @@ impl Dataplane {
         let table_events = nft.lock().events()?;
         let egress = EgressTable::read(&mut maps, config.mark)?;
         let announcer = Announcer::open(uplink.index, uplink.mac)?;
-        let handover = HandoverQueue::of(network.neighbor_queues(&uplink.name, uplink.index)).await;
+        let handover = Handover::of(network.handover_settings(&uplink.name, uplink.index)).await;
         let prober = Prober::open(uplink.index, uplink.mac)?;
         Ok(Self {
             config,
@@ -305,7 +306,11 @@ impl Dataplane {
         if doubts == Doubts::ALL {
             self.restoration.note_reading();
         }
-        let desired = applicable(plan, &self.families, &interfaces, findings);
+        let mut desired = applicable(plan, &self.families, &interfaces, findings);
+        // What this node's own pods sent while a floating IP was on its way here comes back through the tunnel.
+        let own = self.uplink.addresses.iter().map(IpNet::addr);
+        let own = own.filter(|address| self.families.contains(&Family::of(*address)));
+        desired.peers.extend(own);
         let needed = &desired.egress_ips() | &desired.floating_ips;
         for address in &needed {
             if let Err(error) = self.egress.allocate(&mut self.maps, *address) {
@@ -317,7 +322,9 @@ impl Dataplane {
         }
         let changes = diff(&self.kept.plan, &desired);
         let affected = affected_pods(&changes, &self.kept.plan, &desired);
-        let undone = self.change(&changes, &interfaces, report, findings).await;
+        let undone = self
+            .change(&changes, &desired, &interfaces, report, findings)
+            .await;
         // The guard is there, and holds until each pod has its program: the kernel takes some milliseconds for each.
         self.attach_steering(&desired, &interfaces, doubts, report)
             .await;

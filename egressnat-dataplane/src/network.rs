@@ -29,7 +29,7 @@ use events::Events;
 
 pub(crate) use events::Event;
 pub(crate) use neighbor::{Neighbors, neighbor_of};
-pub(crate) use setting::NeighborQueues;
+pub(crate) use setting::HandoverSettings;
 pub(crate) use sysctl::{forwarding, ipv6};
 pub(crate) use tunnel::is_tunnel_set;
 

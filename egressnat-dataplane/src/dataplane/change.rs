@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::mem::discriminant;
 use std::net::IpAddr;
 
-use egressnat_core::{Change, Failure, Report, Steering};
+use egressnat_core::{Change, Failure, NodePlan, Report, Steering};
 
 use super::{Dataplane, ObserveError, fail};
 use crate::maps::{DROP, FORWARD, KEEP, PodEntry};
@@ -16,6 +16,7 @@ impl Dataplane {
     pub(super) async fn change(
         &mut self,
         changes: &[Change],
+        desired: &NodePlan,
         interfaces: &PodInterfaces,
         report: &mut Report,
         findings: &mut Vec<Failure>,
@@ -44,7 +45,7 @@ impl Dataplane {
             let contested = self.ask_for(&addresses, report, findings).await;
             let (taken, free): (Vec<IpAddr>, Vec<IpAddr>) =
                 addresses.iter().partition(|ip| contested.contains(ip));
-            undone.extend(self.add_addresses(&free, report).await);
+            undone.extend(self.add_addresses(&free, desired, report).await);
             undone.extend(taken.into_iter().map(Change::AddAddress));
         }
         undone

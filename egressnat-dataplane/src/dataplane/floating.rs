@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use egressnat_core::gateway::EgressId;
-use egressnat_core::{Change, Report};
+use egressnat_core::{Change, NodePlan, Report};
 
 use super::{Dataplane, ObserveError, fail};
 use crate::config::FloatingIpUse;
@@ -15,6 +15,7 @@ use crate::maps::map_error;
 use crate::network::NetworkError;
 use crate::nft::{Elements, Fence, NftError, Ruleset, SetName, all_but_refused};
 use crate::ports::PodInterfaces;
+use crate::redecide::{affected_pods, forget_stale};
 
 /// What is done for floating IPs, with what went wrong.
 struct Work<'a> {
@@ -182,6 +183,7 @@ impl Dataplane {
     pub(super) async fn add_addresses(
         &mut self,
         addresses: &[IpAddr],
+        desired: &NodePlan,
         report: &mut Report,
     ) -> BTreeSet<Change> {
         let mut work = Work::new(Change::AddAddress, report);
@@ -203,24 +205,64 @@ impl Dataplane {
             work.fail_all(&ready, &error);
             return work.undone;
         }
-        self.handover.widen().await;
+        self.handover.take().await;
+        // The node's own pods leave from here on, with flows that begin anew. What they sent before waits where the address was, and
+        // comes back with the announcement.
+        let moved: Vec<Change> = ready.iter().copied().map(Change::AddAddress).collect();
+        let own = affected_pods(&moved, &self.kept.plan, desired);
+        if !own.is_empty() {
+            match self.begin_anew(&ready, &own, desired) {
+                Ok(forgotten) => work.report.changes += forgotten,
+                Err(error) => work.fail_all(&ready, &error),
+            }
+        }
+        let mut local = Vec::new();
+        for address in ready {
+            match self.egress.set_local(&mut self.maps, address, true) {
+                Ok(()) => local.push(address),
+                Err(error) => work.fail(address, &error),
+            }
+        }
+        if !own.is_empty()
+            && let Err(error) = self.leave_untracked(&[])
+        {
+            work.fail_all(&local, &error);
+        }
         let is_there = |address: &IpAddr| self.kept.addresses.contains(address);
-        let (there, missing): (Vec<IpAddr>, Vec<IpAddr>) = ready.into_iter().partition(is_there);
+        let (there, missing): (Vec<IpAddr>, Vec<IpAddr>) = local.into_iter().partition(is_there);
         let added = self.network.add_floating_ips(&self.uplink, &missing).await;
         let added = work.take(added);
         self.kept.addresses.extend(&added);
         for address in there.into_iter().chain(added) {
-            let local = self.egress.set_local(&mut self.maps, address, true);
             if let IpAddr::V4(address) = address {
                 self.prober.hold(address);
             }
             self.announcer.announce(address);
-            match local {
-                Ok(()) => work.report.changes += 1,
-                Err(error) => work.fail(address, &error),
-            }
+            work.report.changes += 1;
         }
         work.undone
+    }
+
+    /// Forgets the flows of pods that are steered to these addresses elsewhere, and keeps them from beginning before the addresses are
+    /// this node's. Returns how many there were.
+    fn begin_anew(
+        &self,
+        addresses: &[IpAddr],
+        pods: &BTreeSet<IpAddr>,
+        desired: &NodePlan,
+    ) -> Result<usize, ObserveError> {
+        self.leave_untracked(addresses)?;
+        Ok(forget_stale(pods, desired)?)
+    }
+
+    fn leave_untracked(&self, addresses: &[IpAddr]) -> Result<(), NftError> {
+        let owner = self.nft.lock();
+        for family in &self.families {
+            let of_family = addresses.iter().filter(|ip| Family::of(**ip) == *family);
+            let marks: Vec<u32> = of_family.filter_map(|ip| self.egress.mark(*ip)).collect();
+            self.ruleset(*family).leave_untracked(&owner, &marks)?;
+        }
+        Ok(())
     }
 
     /// Keeps addresses silent that have no deadline yet, where they need one.
@@ -245,18 +287,9 @@ impl Dataplane {
         report: &mut Report,
     ) -> BTreeSet<Change> {
         let mut work = Work::new(Change::RemoveAddress, report);
-        self.handover.widen().await;
+        self.handover.give().await;
         for address in addresses {
             self.announcer.withdraw(*address);
-            if let Err(error) = self.egress.set_local(&mut self.maps, *address, false) {
-                work.fail(*address, &error);
-            }
-        }
-        // The node's own pods go through the tunnel from here on, and not as who they were here. What was translated for
-        // other nodes stays known: answers to it are on their way.
-        let is_pod = |source: &IpAddr| interfaces.by_address.contains_key(source);
-        if let Err(error) = forget_seen_as(&addresses.iter().copied().collect(), is_pod) {
-            work.fail_all(addresses, &error);
         }
         let uplink = &self.uplink;
         let forgotten = self.network.forget_neighbors(uplink.index, addresses).await;
@@ -266,6 +299,17 @@ impl Dataplane {
         let removed = self.network.remove_floating_ips(uplink, &there).await;
         for address in work.take(removed) {
             self.kept.addresses.remove(&address);
+        }
+        // The node's own pods go through the tunnel from here on: before, it would have led to this very node.
+        for address in addresses {
+            if let Err(error) = self.egress.set_local(&mut self.maps, *address, false) {
+                work.fail(*address, &error);
+            }
+        }
+        // And not as who they were here. What was translated for other nodes stays known: answers to it are on their way.
+        let is_pod = |source: &IpAddr| interfaces.by_address.contains_key(source);
+        if let Err(error) = forget_seen_as(&addresses.iter().copied().collect(), is_pod) {
+            work.fail_all(addresses, &error);
         }
         let gone = addresses.iter();
         for address in gone.filter(|address| !self.kept.addresses.contains(address)) {

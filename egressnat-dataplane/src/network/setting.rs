@@ -7,7 +7,9 @@ use netlink_packet_route::neighbour_table::{
     NeighbourTableAttribute, NeighbourTableMessage, NeighbourTableParameter,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
-use rtnetlink::packet_core::{NLM_F_ACK, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
+use rtnetlink::packet_core::{
+    DefaultNla, Emitable, NLA_F_NESTED, NLM_F_ACK, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
+};
 use rtnetlink::{Handle, LinkUnspec};
 
 use super::{Network, NetworkError, failed, sysctl};
@@ -26,19 +28,15 @@ impl Network {
         }
         let mut settings = InetDevConf::default();
         settings.rp_filter = i32::from(value);
-        let settings = AfSpecUnspec::Inet(vec![AfSpecInet::DevConfRequest(settings)]);
-        let mut message = LinkUnspec::new_with_index(index).build();
-        message
-            .attributes
-            .push(LinkAttribute::AfSpecUnspec(vec![settings]));
-        let set = self.handle.link().set(message).execute().await;
+        let settings = AfSpecInet::DevConfRequest(settings);
+        let set = configure(&self.handle, index, settings).await;
         set.map_err(failed(format!("set rp_filter of {name} to {value}")))?;
         Ok(true)
     }
 
-    /// The queues of an interface.
-    pub(crate) fn neighbor_queues(&self, name: &str, index: u32) -> NeighborQueues {
-        NeighborQueues {
+    /// What a handover sets on an interface.
+    pub(crate) fn handover_settings(&self, name: &str, index: u32) -> HandoverSettings {
+        HandoverSettings {
             handle: self.handle.clone(),
             name: name.to_owned(),
             index,
@@ -46,20 +44,39 @@ impl Network {
     }
 }
 
+/// `IFLA_INET_CONF` (`linux/if_link.h`) and one of what it has (`linux/ip.h`).
+const SETTINGS: u16 = 1;
+const ACCEPT_LOCAL: u16 = 23;
+
+/// Changes settings of IPv4 of an interface.
+async fn configure(
+    handle: &Handle,
+    index: u32,
+    settings: AfSpecInet,
+) -> Result<(), rtnetlink::Error> {
+    let settings = AfSpecUnspec::Inet(vec![settings]);
+    let mut message = LinkUnspec::new_with_index(index).build();
+    message
+        .attributes
+        .push(LinkAttribute::AfSpecUnspec(vec![settings]));
+    handle.link().set(message).execute().await
+}
+
 /// Where `rp_filter` of an interface can be read.
 pub(super) fn rp_filter_of(interface: &str) -> String {
     format!("/proc/sys/net/ipv4/conf/{interface}/rp_filter")
 }
 
-/// The queues of an interface for packets whose neighbor is being asked for, one for each family.
+/// The settings of an interface that a handover changes: the queues for packets whose neighbor is being asked for, one for each
+/// family, and whether packets may come in that this node has sent itself.
 #[derive(Clone)]
-pub(crate) struct NeighborQueues {
+pub(crate) struct HandoverSettings {
     handle: Handle,
     name: String,
     index: u32,
 }
 
-impl NeighborQueues {
+impl HandoverSettings {
     /// How much one neighbor's packets may take, in bytes; none where the kernel does not have the family.
     pub(crate) fn length(&self, family: Family) -> Option<u32> {
         sysctl::read(&unres_qlen_of(&self.name, family))
@@ -68,6 +85,27 @@ impl NeighborQueues {
     /// The length that new interfaces get.
     pub(crate) fn usual(family: Family) -> Option<u32> {
         sysctl::read(&unres_qlen_of("default", family))
+    }
+
+    /// Whether packets from an address of this node may come in: no, or how somebody wrote yes. None where it cannot be read.
+    pub(crate) fn accept_own(&self) -> Option<u32> {
+        sysctl::read(&accept_local_of(&self.name))
+    }
+
+    /// Sets whether packets from an address of this node may come in.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says.
+    pub(crate) async fn set_accept_own(&self, value: u32) -> Result<(), NetworkError> {
+        let own = DefaultNla::new(ACCEPT_LOCAL, value.to_ne_bytes().to_vec());
+        let mut bytes = vec![0; own.buffer_len()];
+        own.emit(&mut bytes);
+        // The one of the crate leaves out what is 0.
+        let settings = AfSpecInet::Other(DefaultNla::new(SETTINGS | NLA_F_NESTED, bytes));
+        let set = configure(&self.handle, self.index, settings).await;
+        let operation = format!("set {} to {value}", accept_local_of(&self.name));
+        set.map_err(failed(operation))
     }
 
     /// Sets the length.
@@ -106,6 +144,10 @@ impl NeighborQueues {
         }
         Ok(())
     }
+}
+
+fn accept_local_of(interface: &str) -> String {
+    format!("/proc/sys/net/ipv4/conf/{interface}/accept_local")
 }
 
 fn unres_qlen_of(interface: &str, family: Family) -> String {

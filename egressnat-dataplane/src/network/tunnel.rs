@@ -269,7 +269,7 @@ impl Network {
             }
         }
         for (index, name) in self.interfaces().await? {
-            changes += handover::narrow(&self.neighbor_queues(&name, index)).await;
+            changes += handover::restore(&self.handover_settings(&name, index)).await;
             for message in self.addresses(index).await?.into_iter().filter(is_ours) {
                 self.handle
                     .address()

@@ -76,11 +76,16 @@ fn load_payload(base: i32, offset: u32, length: u32) -> Expr {
 
 /// `ip saddr`, `ip6 saddr`
 pub(super) fn source(family: Family) -> Expr {
-    let (offset, length) = match family {
+    let (offset, length) = source_field(family);
+    load_payload(libc::NFT_PAYLOAD_NETWORK_HEADER, offset, length)
+}
+
+/// Offset and length of the source in the header.
+fn source_field(family: Family) -> (u32, u32) {
+    match family {
         Family::Ipv4 => (12, 4),
         Family::Ipv6 => (8, 16),
-    };
-    load_payload(libc::NFT_PAYLOAD_NETWORK_HEADER, offset, length)
+    }
 }
 
 /// `ip daddr`, `ip6 daddr`
@@ -91,6 +96,31 @@ pub(super) fn destination(family: Family) -> Expr {
     };
     load_payload(libc::NFT_PAYLOAD_NETWORK_HEADER, offset, length)
 }
+
+/// `ip saddr set`, `ip6 saddr set`: with the checksums of the header, where there is one, and of what is inside.
+pub(super) fn set_source(family: Family) -> Expr {
+    let (offset, length) = source_field(family);
+    let (kind, checksum) = match family {
+        Family::Ipv4 => (libc::NFT_PAYLOAD_CSUM_INET, 10),
+        Family::Ipv6 => (libc::NFT_PAYLOAD_CSUM_NONE, 0),
+    };
+    let base = libc::NFT_PAYLOAD_NETWORK_HEADER;
+    expr(
+        c"payload",
+        vec![
+            (sys::NFTNL_EXPR_PAYLOAD_SREG, Value::U32(REGISTER)),
+            (sys::NFTNL_EXPR_PAYLOAD_BASE, Value::U32(base as u32)),
+            (sys::NFTNL_EXPR_PAYLOAD_OFFSET, Value::U32(offset)),
+            (sys::NFTNL_EXPR_PAYLOAD_LEN, Value::U32(length)),
+            (sys::NFTNL_EXPR_PAYLOAD_CSUM_TYPE, Value::U32(kind as u32)),
+            (sys::NFTNL_EXPR_PAYLOAD_CSUM_OFFSET, Value::U32(checksum)),
+            (sys::NFTNL_EXPR_PAYLOAD_FLAGS, Value::U32(PSEUDO_HEADER)),
+        ],
+    )
+}
+
+/// `NFT_PAYLOAD_L4CSUM_PSEUDOHDR` (`linux/netfilter/nf_tables.h`).
+const PSEUDO_HEADER: u32 = 1;
 
 /// `icmpv6 type`
 pub(super) fn icmpv6_type() -> Expr {
@@ -156,6 +186,8 @@ pub(super) fn set_mark() -> Expr {
     )
 }
 
+/// `IP_CT_DIR_ORIGINAL`
+const CT_DIRECTION_ORIGINAL: u8 = 0;
 /// `IP_CT_DIR_REPLY`
 pub(super) const CT_DIRECTION_REPLY: u8 = 1;
 
@@ -171,15 +203,29 @@ fn load_ct(key: i32) -> Expr {
 
 /// `ct reply ip daddr`, `ct reply ip6 daddr`: what a flow is translated to.
 pub(super) fn ct_reply_destination(family: Family) -> Expr {
-    let mut address = load_ct(match family {
+    let key = match family {
         Family::Ipv4 => libc::NFT_CT_DST_IP,
         Family::Ipv6 => libc::NFT_CT_DST_IP6,
-    });
-    address.attributes.push((
-        sys::NFTNL_EXPR_CT_DIR as u16,
-        Value::Data(vec![CT_DIRECTION_REPLY]),
-    ));
-    address
+    };
+    load_ct_of(key, CT_DIRECTION_REPLY)
+}
+
+/// `ct original ip saddr`, `ct original ip6 saddr`: whom a flow is from.
+pub(super) fn ct_original_source(family: Family) -> Expr {
+    let key = match family {
+        Family::Ipv4 => libc::NFT_CT_SRC_IP,
+        Family::Ipv6 => libc::NFT_CT_SRC_IP6,
+    };
+    load_ct_of(key, CT_DIRECTION_ORIGINAL)
+}
+
+fn load_ct_of(key: i32, direction: u8) -> Expr {
+    let mut loaded = load_ct(key);
+    let direction = Value::Data(vec![direction]);
+    loaded
+        .attributes
+        .push((sys::NFTNL_EXPR_CT_DIR as u16, direction));
+    loaded
 }
 
 /// `ct direction`

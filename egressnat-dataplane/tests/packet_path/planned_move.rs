@@ -1,17 +1,17 @@
 //! A planned move of a floating IP, while nobody watches over the source nodes.
 
-use std::net::{IpAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use egressnat_core::NodePlan;
 use nix::sys::socket::{setsockopt, sockopt};
 
 use crate::network::{FLOATING, Network, SERVER, plan, runtime};
-use crate::traffic::{AWAY, address};
+use crate::traffic::{AWAY, PODS, address};
 use egressnat_dataplane::Dataplane;
 
 const PACKETS_PER_SECOND: u32 = 5000;
@@ -40,6 +40,19 @@ fn gateway_plan(is_holder: bool) -> NodePlan {
     plan
 }
 
+/// An agent that applies what it is told, and answers when that is done.
+struct Told {
+    orders: Sender<NodePlan>,
+    answers: Receiver<()>,
+}
+
+impl Told {
+    fn apply(&self, plan: NodePlan) {
+        self.orders.send(plan).unwrap();
+        self.answers.recv().unwrap();
+    }
+}
+
 impl Network {
     /// A third node, without pods.
     fn add_gateway(&mut self) {
@@ -57,8 +70,8 @@ impl Network {
         self.exec("n3", "sysctl -qw net.ipv4.ip_forward=1");
     }
 
-    /// An agent of a gateway node that does as it is told: whether to have the floating IP. It answers when that is done.
-    fn agent(&self, node: &str) -> (Sender<bool>, Receiver<()>) {
+    /// An agent of a node.
+    fn agent(&self, node: &str) -> Told {
         let config = self.config(node);
         let (orders, received) = channel();
         let (done, answers) = channel();
@@ -68,14 +81,14 @@ impl Network {
             nix::sched::setns(namespace, nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
             runtime().block_on(async {
                 let mut dataplane = Dataplane::open(config).await.unwrap();
-                for is_holder in received {
-                    let report = dataplane.apply(&gateway_plan(is_holder)).await;
+                for plan in received {
+                    let report = dataplane.apply(&plan).await;
                     assert_eq!(report.failures, []);
                     done.send(()).unwrap();
                 }
             });
         });
-        (orders, answers)
+        Told { orders, answers }
     }
 }
 
@@ -84,23 +97,60 @@ fn a_planned_move_loses_no_packet_while_the_source_nodes_have_no_agent() {
     let mut network = Network::new();
     network.add_gateway();
     let agents = ["n2", "n3"].map(|node| network.agent(node));
-    let order = |agent: usize, is_holder| {
-        agents[agent].0.send(is_holder).unwrap();
-        agents[agent].1.recv().unwrap();
-    };
-    order(1, false);
-    order(0, true);
+    agents[1].apply(gateway_plan(false));
+    agents[0].apply(gateway_plan(true));
     // Once, and then there is nobody.
     assert_eq!(network.apply("n1", plan("n1", "n2")).failures, []);
 
+    at_some_rate(PACKETS_PER_SECOND, |rate, attempt| {
+        let flow = Flow::start(&network, AWAY, rate, attempt);
+        for round in 0..MOVES as usize {
+            flow.wait_for(rate / 2);
+            agents[round % 2].apply(gateway_plan(false));
+            agents[(round + 1) % 2].apply(gateway_plan(true));
+        }
+        flow.wait_for(rate / 2);
+        vec![flow.finish()]
+    });
+}
+
+#[test]
+fn no_pod_loses_a_packet_when_its_floating_ip_leaves_or_comes_to_its_own_node_e35() {
+    let network = Network::new();
+    let nodes = ["n1", "n2"];
+    let agents = nodes.map(|node| network.agent(node));
+    for (node, agent) in nodes.iter().zip(&agents) {
+        agent.apply(plan(node, "n1"));
+    }
+    at_some_rate(PACKETS_PER_SECOND / 10, |rate, attempt| {
+        let flows = PODS.map(|pod| Flow::start(&network, pod, rate, attempt));
+        for round in 0..MOVES as usize {
+            flows[0].wait_for(rate / 2);
+            let (from, to) = (round % 2, (round + 1) % 2);
+            agents[from].apply(plan(nodes[from], nodes[to]));
+            agents[to].apply(plan(nodes[to], nodes[to]));
+        }
+        flows[0].wait_for(rate / 2);
+        flows.map(Flow::finish).into()
+    });
+}
+
+/// Observes flows, slower ones on a slower machine, until one attempt tells something; then nothing may be lost.
+fn at_some_rate(most: u32, observe: impl Fn(u32, u16) -> Vec<Observed>) {
     for attempt in 0..ATTEMPTS {
-        // The slower the machine, the slower the flow.
-        let rate = PACKETS_PER_SECOND >> attempt;
-        let observed = observe(&network, rate, attempt, &order);
+        let rate = most >> attempt;
+        let observed = observe(rate, attempt);
         eprintln!("{MOVES} moves at {rate} packets/s: {observed:?}");
-        let waiting = observed.longest_pause.as_secs_f64() * f64::from(rate);
+        let longest = observed
+            .iter()
+            .map(|flow| flow.longest_pause)
+            .max()
+            .unwrap();
+        let waiting = longest.as_secs_f64() * f64::from(rate) * observed.len() as f64;
         if waiting < MOST_AT_ONCE {
-            assert_eq!(observed.seen, observed.sent, "packets lost");
+            for flow in &observed {
+                assert_eq!(flow.seen, flow.sent, "packets lost: {observed:?}");
+            }
             return;
         }
         eprintln!("void: so slow a machine that {waiting} packets waited at once");
@@ -108,67 +158,82 @@ fn a_planned_move_loses_no_packet_while_the_source_nodes_have_no_agent() {
     panic!("in {ATTEMPTS} attempts the machine was always too slow to tell anything");
 }
 
-/// What became of a flow while its floating IP moved to and fro.
-fn observe(network: &Network, rate: u32, attempt: u16, order: &dyn Fn(usize, bool)) -> Observed {
-    let (to_port, from_port) = (PORT + attempt, 5300 + attempt);
-    let server = network.enter("out", move || {
-        UdpSocket::bind(address(SERVER, to_port)).unwrap()
-    });
-    let _ = setsockopt(&server, sockopt::RcvBufForce, &(16 << 20));
-    server
-        .set_read_timeout(Some(Duration::from_secs(2)))
-        .unwrap();
-    let client = network.udp(AWAY, from_port, to_port);
-    let is_over = Arc::new(AtomicBool::new(false));
-    let sent = Arc::new(AtomicU32::new(0));
-    let (stop, count) = (Arc::clone(&is_over), Arc::clone(&sent));
-    let sender = thread::spawn(move || {
-        let start = Instant::now();
-        while !stop.load(Ordering::Relaxed) {
-            let due = (start.elapsed().as_secs_f64() * f64::from(rate)) as u32;
-            for number in count.load(Ordering::Relaxed)..due {
-                client.send(&number.to_be_bytes()).unwrap();
+/// A flow that runs, whose packets are numbered.
+struct Flow {
+    sent: Arc<AtomicU32>,
+    is_over: Arc<AtomicBool>,
+    sender: JoinHandle<()>,
+    receiver: JoinHandle<(Vec<u32>, Duration)>,
+}
+
+impl Flow {
+    fn start(network: &Network, pod: &'static str, rate: u32, attempt: u16) -> Self {
+        let [_, _, node, _] = pod.parse::<Ipv4Addr>().unwrap().octets();
+        let own = 10 * u16::from(node) + attempt;
+        let (to_port, from_port) = (PORT + own, 5300 + own);
+        let server = network.enter("out", move || {
+            UdpSocket::bind(address(SERVER, to_port)).unwrap()
+        });
+        let _ = setsockopt(&server, sockopt::RcvBufForce, &(16 << 20));
+        server
+            .set_read_timeout(Some(Duration::from_secs(2)))
+            .unwrap();
+        let client = network.udp(pod, from_port, to_port);
+        let is_over = Arc::new(AtomicBool::new(false));
+        let sent = Arc::new(AtomicU32::new(0));
+        let (stop, count) = (Arc::clone(&is_over), Arc::clone(&sent));
+        let sender = thread::spawn(move || {
+            let start = Instant::now();
+            while !stop.load(Ordering::Relaxed) {
+                let due = (start.elapsed().as_secs_f64() * f64::from(rate)) as u32;
+                for number in count.load(Ordering::Relaxed)..due {
+                    client.send(&number.to_be_bytes()).unwrap();
+                }
+                count.fetch_max(due, Ordering::Relaxed);
+                thread::sleep(Duration::from_micros(500));
             }
-            count.fetch_max(due, Ordering::Relaxed);
-            thread::sleep(Duration::from_micros(500));
+        });
+        let receiver = thread::spawn(move || {
+            let (mut numbers, mut buffer) = (Vec::new(), [0; 4]);
+            let (mut last, mut longest) = (Instant::now(), Duration::ZERO);
+            while let Ok((_, from)) = server.recv_from(&mut buffer) {
+                assert_eq!(
+                    from,
+                    address(FLOATING, from_port),
+                    "one flow, with one address and one port"
+                );
+                longest = longest.max(last.elapsed());
+                last = Instant::now();
+                numbers.push(u32::from_be_bytes(buffer));
+            }
+            (numbers, longest)
+        });
+        Self {
+            sent,
+            is_over,
+            sender,
+            receiver,
         }
-    });
-    let receiver = thread::spawn(move || {
-        let (mut numbers, mut buffer) = (Vec::new(), [0; 4]);
-        let (mut last, mut longest) = (Instant::now(), Duration::ZERO);
-        while let Ok((_, from)) = server.recv_from(&mut buffer) {
-            assert_eq!(
-                from,
-                address(FLOATING, from_port),
-                "one flow, with one address and one port"
-            );
-            longest = longest.max(last.elapsed());
-            last = Instant::now();
-            numbers.push(u32::from_be_bytes(buffer));
-        }
-        (numbers, longest)
-    });
-    for round in 0..MOVES {
-        let (from, to) = [(0, 1), (1, 0)][round as usize % 2];
-        let before = sent.load(Ordering::Relaxed);
-        while sent.load(Ordering::Relaxed) < before + rate / 2 {
+    }
+
+    /// Waits until so many more packets are sent.
+    fn wait_for(&self, packets: u32) {
+        let before = self.sent.load(Ordering::Relaxed);
+        while self.sent.load(Ordering::Relaxed) < before + packets {
             thread::yield_now();
         }
-        order(from, false);
-        order(to, true);
     }
-    let before = sent.load(Ordering::Relaxed);
-    while sent.load(Ordering::Relaxed) < before + rate / 2 {
-        thread::yield_now();
-    }
-    is_over.store(true, Ordering::Relaxed);
-    sender.join().unwrap();
-    let (mut numbers, longest) = receiver.join().unwrap();
-    numbers.sort_unstable();
-    numbers.dedup();
-    Observed {
-        sent: sent.load(Ordering::Relaxed) as usize,
-        seen: numbers.len(),
-        longest_pause: longest,
+
+    fn finish(self) -> Observed {
+        self.is_over.store(true, Ordering::Relaxed);
+        self.sender.join().unwrap();
+        let (mut numbers, longest_pause) = self.receiver.join().unwrap();
+        numbers.sort_unstable();
+        numbers.dedup();
+        Observed {
+            sent: self.sent.load(Ordering::Relaxed) as usize,
+            seen: numbers.len(),
+            longest_pause,
+        }
     }
 }

@@ -7,16 +7,20 @@
 use std::ffi::CStr;
 
 use egressnat_core::model::MasqueradeRules;
-use nftnl::{Batch, Chain, ChainType, Hook, MsgType, Policy, Table};
+use nftnl::{Batch, Chain, ChainType, Hook, MsgType, Policy, Rule, Table};
 
 use super::{Ruleset, TABLE};
+use crate::nft::batch::NftError;
 use crate::nft::counter::Counter;
 use crate::nft::expr::{self, Expr, rule};
+use crate::nft::owner::Owner;
 use crate::nft::set::{Elements, SetName};
 use crate::nft::{fence, masquerade};
 
 /// The chain of what no policy decides. `masquerade` alone is a word of the language of nft, which could not list it.
 pub(in crate::nft) const MASQUERADE: &CStr = c"masquerade_rules";
+
+const RAW_PREROUTING: &CStr = c"raw_prerouting";
 
 /// Priorities at the hooks (netfilter's `nf_ip_hook_priorities`).
 const RAW: i32 = -300;
@@ -34,7 +38,8 @@ const AFTER_SRCNAT: i32 = 110;
 
 /// `ct state` bits.
 const CT_INVALID_OR_NEW: u32 = 1 | 8;
-/// `ct status dnat`
+/// `ct status snat` and `ct status dnat`
+const CT_STATUS_SNAT: u32 = 1 << 4;
 const CT_STATUS_DNAT: u32 = 1 << 5;
 
 const REPLIES: &CStr = c"replies of connections that came in from outside are not egress";
@@ -59,22 +64,48 @@ impl Ruleset {
         self.last_chains(&table, batch);
     }
 
+    /// Has connection tracking know nothing of steered packets with one of these marks, until it is called with others. So their flows
+    /// can be forgotten and not begin again before they are decided anew.
+    pub(crate) fn leave_untracked(&self, owner: &Owner, marks: &[u32]) -> Result<(), NftError> {
+        let table = Table::new(TABLE, self.family.into());
+        let chain = Chain::new(RAW_PREROUTING, &table);
+        let mut batch = Batch::new();
+        // Without a handle: all that are there.
+        batch.add(&Rule::new(&chain), MsgType::Del);
+        for mark in marks {
+            let exprs = [
+                expr::mark(),
+                expr::and(self.mark.mask()),
+                expr::is(&(mark | self.mark.tunnel()).to_ne_bytes()),
+                expr::notrack(),
+            ];
+            let comment = c"its floating IP comes to this node: the flow begins anew";
+            batch.add(&rule(&chain, comment, &exprs), MsgType::Add);
+        }
+        self.add_tunnel_rule(&chain, &mut batch);
+        owner.commit(&batch.finalize(), "connection tracking of what moves")
+    }
+
     fn raw_chains(&self, table: &Table, batch: &mut Batch) {
         for (name, hook) in [
-            (c"raw_prerouting", Hook::PreRouting),
+            (RAW_PREROUTING, Hook::PreRouting),
             (c"raw_output", Hook::Out),
         ] {
             let chain = base_chain(name, table, ChainType::Filter, hook, RAW, batch);
-            let exprs = [
-                expr::protocol(),
-                expr::is(&[libc::IPPROTO_UDP as u8]),
-                expr::destination_port(),
-                expr::is(&self.tunnel_port.to_be_bytes()),
-                expr::notrack(),
-            ];
-            let comment = c"tunnel packets need no connection tracking";
-            batch.add(&rule(&chain, comment, &exprs), MsgType::Add);
+            self.add_tunnel_rule(&chain, batch);
         }
+    }
+
+    fn add_tunnel_rule(&self, chain: &Chain<'_>, batch: &mut Batch) {
+        let exprs = [
+            expr::protocol(),
+            expr::is(&[libc::IPPROTO_UDP as u8]),
+            expr::destination_port(),
+            expr::is(&self.tunnel_port.to_be_bytes()),
+            expr::notrack(),
+        ];
+        let comment = c"tunnel packets need no connection tracking";
+        batch.add(&rule(chain, comment, &exprs), MsgType::Add);
     }
 
     /// Where a decision is taken back before the packet is routed by it.
@@ -343,6 +374,16 @@ impl Ruleset {
         ];
         let comment = c"steered, and its way does not lead into the tunnel";
         batch.add(&rule(&steered, comment, &stray), MsgType::Add);
+        // The next holder knows the pod by its own address.
+        let translated = [
+            expr::ct_status(),
+            expr::and(CT_STATUS_SNAT),
+            expr::is_not(&0u32.to_ne_bytes()),
+            expr::ct_original_source(self.family),
+            expr::set_source(self.family),
+        ];
+        let comment = c"translated here before its floating IP moved: as the pod sent it";
+        batch.add(&rule(&steered, comment, &translated), MsgType::Add);
 
         let chain = base_chain(
             c"after_nat",
