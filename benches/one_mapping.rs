@@ -6,13 +6,20 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
 use std::process::Command;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use egressnat_benches::live::{Holder, Node, Pod, plan, runtime};
 use egressnat_core::NodePlan;
-use egressnat_dataplane::Dataplane;
+use egressnat_dataplane::{Dataplane, Probes};
 
 const EVENTS: usize = 20;
+
+/// Addresses are taken without asking who has them.
+const UNASKED: Probes = Probes {
+    count: 0,
+    shortest: Duration::ZERO,
+    longest: Duration::ZERO,
+};
 
 #[expect(clippy::print_stdout, reason = "this is what it is for")]
 fn main() {
@@ -21,7 +28,9 @@ fn main() {
     );
     for count in [10, 100, 1000] {
         let [at_once, added, removed, nothing, replaced] = Node::run(move |node| {
-            let config = node.config();
+            let mut config = node.config();
+            // Waiting for answers is not what is measured.
+            config.probes = UNASKED;
             runtime().block_on(async {
                 let mut dataplane = Dataplane::open(config).await.expect("a packet path");
                 let mut figures = [const { Vec::new() }; 5];
@@ -30,10 +39,15 @@ fn main() {
                 figures[0].push(start.elapsed().as_secs_f64() * 1e3);
                 assert_eq!(report.failures, []);
                 assert_eq!(report.floating_ips.len(), count);
-                for _ in 0..EVENTS {
-                    for (figures, count) in figures[1..].iter_mut().zip([count + 1, count, count]) {
+                for event in 0..EVENTS {
+                    // Each time another: for one that was here before, connections are looked for that it left.
+                    let mut one_more = with(count);
+                    let address = Ipv4Addr::new(172, 17, 0, event as u8);
+                    one_more.floating_ips.insert(address.into());
+                    let plans = [one_more, with(count), with(count)];
+                    for (figures, plan) in figures[1..].iter_mut().zip(plans) {
                         let start = Instant::now();
-                        let report = dataplane.apply(&with(count)).await;
+                        let report = dataplane.apply(&plan).await;
                         figures.push(start.elapsed().as_secs_f64() * 1e3);
                         assert_eq!(report.failures, []);
                     }

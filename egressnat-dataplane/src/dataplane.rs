@@ -29,6 +29,7 @@ use crate::egress::EgressTable;
 use crate::family::Family;
 use crate::guard_file::{GuardFile, GuardFileError, GuardedRanges};
 use crate::handover::Handover;
+use crate::leftovers::Leftovers;
 use crate::lock::{Lock, LockError};
 use crate::maps::Maps;
 use crate::network::{Network, NetworkError, Uplink};
@@ -96,6 +97,7 @@ pub struct Dataplane {
     egress: EgressTable,
     announcer: Announcer,
     handover: Handover,
+    leftovers: Leftovers,
     prober: Prober,
     steered: BTreeSet<u32>,
     /// Those with a table: IPv4, and IPv6 since a plan first asked for it.
@@ -176,6 +178,7 @@ impl Dataplane {
             egress,
             announcer,
             handover,
+            leftovers: Leftovers::default(),
             prober,
             steered,
             families,
@@ -322,6 +325,10 @@ impl Dataplane {
         }
         let changes = diff(&self.kept.plan, &desired);
         let affected = affected_pods(&changes, &self.kept.plan, &desired);
+        if !changes.is_empty() {
+            self.leftovers.note_steered(self.kept.plan.egress_ips());
+            self.leftovers.note_steered(desired.egress_ips());
+        }
         let undone = self
             .change(&changes, &desired, &interfaces, report, findings)
             .await;

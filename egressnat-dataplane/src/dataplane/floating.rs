@@ -9,7 +9,6 @@ use egressnat_core::{Change, NodePlan, Report};
 
 use super::{Dataplane, ObserveError, fail};
 use crate::config::FloatingIpUse;
-use crate::conntrack::forget_seen_as;
 use crate::family::Family;
 use crate::maps::map_error;
 use crate::network::NetworkError;
@@ -196,8 +195,7 @@ impl Dataplane {
         if ready.is_empty() {
             return work.undone;
         }
-        // What this node knows of the addresses' flows from an earlier time would take their packets for invalid.
-        if let Err(error) = forget_seen_as(&ready.iter().copied().collect(), |_| true) {
+        if let Err(error) = self.leftovers.forget_old(&ready) {
             work.fail_all(&ready, &error);
             return work.undone;
         }
@@ -308,7 +306,7 @@ impl Dataplane {
         }
         // And not as who they were here. What was translated for other nodes stays known: answers to it are on their way.
         let is_pod = |source: &IpAddr| interfaces.by_address.contains_key(source);
-        if let Err(error) = forget_seen_as(&addresses.iter().copied().collect(), is_pod) {
+        if let Err(error) = self.leftovers.forget_pods(addresses, is_pod) {
             work.fail_all(addresses, &error);
         }
         let gone = addresses.iter();

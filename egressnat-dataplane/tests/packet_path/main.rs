@@ -20,6 +20,7 @@ mod foreign;
 mod guard;
 mod heal;
 mod icmp_errors;
+mod incremental;
 mod ipv6;
 mod leaks;
 mod masquerade;
