@@ -1,13 +1,15 @@
 //! What the packet path says, and what it does not harm, when the kernel refuses.
 
+use std::collections::BTreeSet;
 use std::error::Error;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use egressnat_dataplane::{Config, Dataplane};
+use egressnat_dataplane::{Config, Dataplane, TableOwnership};
 
 use crate::container::{BPF, NET_ADMIN, NET_RAW, SYS_ADMIN, drop_capabilities};
 use crate::network::{FLOATING, Network, OTHER_SERVER, SERVER, plan, runtime};
+use crate::owner::can;
 
 fn seen(address: &str) -> Option<String> {
     Some(address.to_owned())
@@ -213,4 +215,58 @@ fn more_events_than_the_socket_takes_lead_to_reading_all_anew() {
         changed.expect("later events are told");
         thread.join().unwrap();
     });
+}
+
+#[test]
+fn of_a_batch_that_is_refused_half_way_all_else_is_written_and_the_rest_is_told() {
+    let network = Network::new();
+    network.apply("n2", plan("n2", "n1"));
+    let mut config = network.config("n1");
+    config.table_ownership = TableOwnership::Never;
+    let namespace = network.namespace("n1");
+    // Others may change a table that nobody owns: the kernel then takes so many mappings and no more (Linux 6.5).
+    let limit = move |most: usize| {
+        let map = format!("{{ type mark : ipv4_addr ; counter ; size {most} ; }}");
+        assert!(can(
+            &namespace,
+            &format!("nft add map ip egressnat egress_ips {map}")
+        ));
+    };
+    let host = |host: u8| IpAddr::from([192, 168, 1, host]);
+    network.open_with("n1", config, async move |mut dataplane| {
+        let mut wanted = plan("n1", "n2");
+        assert_eq!(dataplane.apply(&wanted).await.failures, []);
+        limit(2);
+        // The mappings are in the middle of what is new.
+        wanted.floating_ips = (100..=103).map(host).collect();
+        wanted.peers.insert(host(3));
+        wanted.pod_ranges.insert("10.10.9.0/24".parse().unwrap());
+        let report = dataplane.apply(&wanted).await;
+        let told: BTreeSet<&str> = report.failures.iter().map(|f| f.object.as_str()).collect();
+        for refused in [102, 103].map(host) {
+            let (snat, address) = (
+                format!("+ snat to {refused}"),
+                format!("+ address {refused}"),
+            );
+            assert!(told.contains(snat.as_str()), "{told:?}");
+            assert!(told.contains(address.as_str()), "{told:?}");
+        }
+        assert_eq!(told.len(), 4, "{told:?}");
+        let text = &report.failures[0].message;
+        assert_names(text, &["nf_tables refused snat to 192.168.1.102"]);
+        // None is announced that is not translated to.
+        assert_eq!(report.floating_ips, [100, 101].map(host).into());
+
+        let again = dataplane.apply(&wanted).await;
+        assert_eq!(again.failures, report.failures);
+        assert_eq!(again.changes, 0, "all else was done the first time");
+        limit(100);
+        let after = dataplane.apply(&wanted).await;
+        assert_eq!(after.failures, []);
+        assert_eq!(after.floating_ips, wanted.floating_ips);
+        assert_eq!(after.restored, []);
+    });
+    let addresses = network.ip("n1", "addr show dev eth0");
+    assert!(addresses.contains("192.168.1.103"), "{addresses}");
+    assert_eq!(network.seen_by_tcp("10.10.1.2", SERVER), seen(FLOATING));
 }
