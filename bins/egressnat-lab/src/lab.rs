@@ -17,9 +17,12 @@ use crate::target::Target;
 use crate::topology::Topology;
 use crate::{netns, process};
 
+mod partition;
 mod power;
 mod reconcile;
 mod remains;
+
+pub use partition::Cut;
 
 /// Where labs keep their directories.
 const ROOT: &str = "/run/egressnat-lab";
@@ -36,6 +39,8 @@ pub struct UpOptions {
     pub workers: usize,
     /// Where the objects of a new lab live; one that is up stays as it is.
     pub objects: ObjectPlace,
+    /// More arguments for the agents of a new lab.
+    pub agents: Vec<String>,
 }
 
 /// Where the objects of a lab live.
@@ -54,6 +59,7 @@ impl Default for UpOptions {
             manifests: Vec::new(),
             workers: 2,
             objects: ObjectPlace::default(),
+            agents: Vec::new(),
         }
     }
 }
@@ -128,6 +134,11 @@ impl Lab {
         Ok(path)
     }
 
+    /// The file of what agents are started with besides, an argument a line.
+    fn agent_arguments(&self) -> PathBuf {
+        self.directory.join("agent-arguments")
+    }
+
     fn objects(&self) -> PathBuf {
         self.directory.join("objects")
     }
@@ -172,8 +183,11 @@ impl Lab {
         // Again, should the last of other labs just have taken the directory of all labs away.
         fs::create_dir_all(&logs).or_else(|_| fs::create_dir_all(&logs))?;
         self.mount_bpffs()?;
-        if options.objects == ObjectPlace::ApiServer && !self.is_up() {
-            self.control_plane.prepare()?;
+        if !self.is_up() {
+            fs::write(self.agent_arguments(), options.agents.join("\n"))?;
+            if options.objects == ObjectPlace::ApiServer {
+                self.control_plane.prepare()?;
+            }
         }
         if self.control_plane.is_there() {
             self.start_control_plane()?;

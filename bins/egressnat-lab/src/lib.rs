@@ -11,7 +11,7 @@
 //!               control-plane ┘                      └─ 9.9.9.9
 //! ```
 //!
-//! * [`Lab`]: up, apply, exec, power off, freeze, down.
+//! * [`Lab`]: up, apply, exec, power off, freeze, cut, down.
 //! * [`probe`]: what a client in a namespace sees.
 //! * [`demo`]: the tour.
 #![deny(missing_docs)]
@@ -31,7 +31,7 @@ pub mod server;
 mod target;
 mod topology;
 
-pub use lab::{Lab, ObjectPlace, Outcome, UpOptions};
+pub use lab::{Cut, Lab, ObjectPlace, Outcome, UpOptions};
 pub use netns::within;
 pub use objects::Objects;
 pub use target::Target;

@@ -123,6 +123,7 @@ fn main() -> Result<ExitCode> {
                 manifests,
                 workers: nodes,
                 objects: place(api),
+                ..UpOptions::default()
             })?;
             print!("{}", overview(&lab)?);
             return Ok(report(&errors));

@@ -18,6 +18,9 @@ const ROUTER: &str = "192.168.1.254";
 /// The servers outside.
 pub(crate) const SERVERS: [&str; 2] = ["8.8.8.8", "9.9.9.9"];
 
+/// The API server's port of the segment's bridge.
+pub(crate) const API_PORT: &str = "api";
+
 /// What a pod sees as its gateway: link-local, as on many clouds, so that every pod has a route of its own on its node.
 const POD_GATEWAY: &str = "169.254.1.1";
 
@@ -169,7 +172,7 @@ impl Topology {
     pub(crate) fn build_control_plane(&self, address: Ipv4Addr) -> Result<()> {
         let namespace = self.control_plane();
         self.build(&namespace, "", || {
-            self.connect(&namespace, "api")?;
+            self.connect(&namespace, API_PORT)?;
             let commands = [
                 format!("addr add {address}/{} dev eth0", SEGMENT.prefix_len()),
                 "link set eth0 up".to_owned(),
@@ -183,24 +186,25 @@ impl Topology {
     pub(crate) fn build_node(&self, node: &NodePlace) -> Result<bool> {
         let namespace = self.node(&node.name);
         self.build(&namespace, &node.address.to_string(), || {
-            let [.., last] = node.address.octets();
-            self.connect(&namespace, &format!("node{last}"))?;
-            let commands = [
-                format!(
-                    "addr add {}/{} dev eth0",
-                    node.address,
-                    SEGMENT.prefix_len()
-                ),
-                "link set eth0 up".to_owned(),
-                format!("route add default via {ROUTER}"),
-            ];
-            netns::ip(Some(&namespace), &commands)?;
+            self.connect(&namespace, &node_port(node.address))?;
+            let address = format!("{}/{}", node.address, SEGMENT.prefix_len());
+            netns::ip(Some(&namespace), &[format!("addr add {address} dev eth0")])?;
+            self.switch_on(&node.name)?;
             // Strict reverse path filtering, as many distributions set it: the hardest case for the packet path.
             netns::sysctl(
                 &namespace,
                 &[("ip_forward", "1"), ("conf/all/rp_filter", "1")],
             )
         })
+    }
+
+    /// Switches a node's interface on, and makes the route that goes when it is switched off.
+    pub(crate) fn switch_on(&self, node: &str) -> Result<()> {
+        let commands = [
+            "link set eth0 up".to_owned(),
+            format!("route replace default via {ROUTER}"),
+        ];
+        netns::ip(Some(&self.node(node)), &commands)
     }
 
     /// Routes to the pods of the other nodes.
@@ -245,6 +249,12 @@ impl Topology {
 fn forget_link(namespace: &str, link: &str) {
     // Mostly it is not there, which is what we want.
     let _ = netns::ip(Some(namespace), &[format!("link delete {link}")]);
+}
+
+/// A node's port of the segment's bridge.
+pub(crate) fn node_port(address: Ipv4Addr) -> String {
+    let [.., last] = address.octets();
+    format!("node{last}")
 }
 
 /// Name of a pod's host-side interface.

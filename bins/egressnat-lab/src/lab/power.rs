@@ -62,6 +62,27 @@ impl Lab {
         self.wait_for_agents()
     }
 
+    /// Switches a node's interface off: its routes go, its addresses stay.
+    ///
+    /// # Errors
+    ///
+    /// There is no such node, or it is powered off.
+    pub fn link_down(&self, node: &str) -> Result<()> {
+        let namespace = self.namespace(&Target::Node(node.to_owned()))?;
+        netns::ip(Some(&namespace), &["link set eth0 down".to_owned()])
+    }
+
+    /// Switches it on again, with its routes.
+    ///
+    /// # Errors
+    ///
+    /// As [`link_down`](Self::link_down).
+    pub fn link_up(&self, node: &str) -> Result<()> {
+        self.namespace(&Target::Node(node.to_owned()))?;
+        self.topology.switch_on(node)?;
+        self.reconcile().map(drop)
+    }
+
     pub(super) fn forget_pins(&self, node: &str) {
         let _ = fs::remove_dir_all(self.bpffs().join(node));
     }

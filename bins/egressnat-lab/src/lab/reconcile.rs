@@ -172,7 +172,8 @@ impl Lab {
                 .args(self.objects_of("egressnat-agent", Some(node))?)
                 .args(host)
                 .arg("--bpffs")
-                .arg(&bpffs);
+                .arg(&bpffs)
+                .args(fs::read_to_string(self.agent_arguments())?.lines());
             Container::of_agent()?.confine(command);
             Ok(())
         })

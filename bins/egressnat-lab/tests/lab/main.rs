@@ -5,6 +5,7 @@ mod api;
 mod input;
 mod ownership;
 mod packets;
+mod partitions;
 mod restarts;
 mod rights;
 mod status;
@@ -110,23 +111,18 @@ impl TestLab {
 
     /// The node that holds .100 by the status.
     fn holder(&self) -> String {
+        self.holder_by_status().expect("somebody holds it")
+    }
+
+    fn holder_by_status(&self) -> Option<String> {
         let key = ObjectKey::namespaced(Kind::NetworkGatewayGroup, "kube-system", "default");
-        let status = self
-            .object(&key)
-            .at("/status/floatingIPs/192.168.1.100")
-            .clone();
-        status.as_str().expect("somebody holds it").to_owned()
+        let status = self.object(&key);
+        let holder = status.at("/status/floatingIPs/192.168.1.100").as_str();
+        holder.map(str::to_owned)
     }
 
     /// A selected pod on the node that holds .100, and one on another.
     fn beside_and_away(&self) -> (Target, Target) {
-        let on = |node: &str| {
-            if node == "worker1" {
-                pod("frontend-0")
-            } else {
-                pod("frontend-1")
-            }
-        };
         let holder = self.holder();
         let other = if holder == "worker1" {
             "worker2"
@@ -175,6 +171,14 @@ fn programmed(object: &Object) -> Option<(String, String)> {
     let found = conditions.iter().find(|one| one["type"] == "Programmed")?;
     let text = |field: &str| found[field].as_str().unwrap_or_default().to_owned();
     Some((text("status"), text("reason")))
+}
+
+/// A pod that the policy selects on a worker.
+fn on(node: &str) -> Target {
+    pod(match node {
+        "worker1" => "frontend-0",
+        _ => "frontend-1",
+    })
 }
 
 /// A pod of alice's.

@@ -6,13 +6,13 @@ use serde_json::json;
 use super::*;
 
 impl TestLab {
-    fn told(&self, node: &str, command: &[&str]) -> String {
+    pub(super) fn told(&self, node: &str, command: &[&str]) -> String {
         let output = self.output(&Target::Node(node.to_owned()), command);
         String::from_utf8_lossy(&output.unwrap().stdout).into_owned()
     }
 
     /// Whether the kernel of a node would use .100 now: it has the address, and its deadline has not come.
-    fn is_used_on(&self, node: &str) -> bool {
+    pub(super) fn is_used_on(&self, node: &str) -> bool {
         let address = FLOATING.to_string();
         let held = self.told(node, &["nft", "list", "set", "ip", "egressnat", "held"]);
         held.contains(&address)
