@@ -8,6 +8,7 @@ use egressnat_core::{Failure, Report};
 use crate::config::Config;
 use crate::dataplane::chain;
 use crate::family::Family;
+use crate::lock::Lock;
 use crate::network::Network;
 use crate::nft::{Fence, Owner, Ruleset};
 use crate::programs::remove_filters;
@@ -19,19 +20,16 @@ use crate::programs::remove_filters;
 /// Steering ends first and the tables go last, so that no packet leaves half translated in between.
 pub async fn cleanup(config: &Config) -> Report {
     let mut report = Report::default();
-    let owner = match Owner::open(config.table_ownership) {
-        Ok(owner) => owner.check_free().map(|()| owner),
-        Err(error) => Err(error),
+    let pins = config.pin_root();
+    // For as long as this runs, no agent starts.
+    let _lock = match Lock::take_existing(&pins).await {
+        Ok(lock) => lock,
+        Err(error) => return refused("the node", &error),
     };
-    let owner = match owner {
+    let owner = Owner::open(config.table_ownership);
+    let owner = match owner.and_then(|owner| owner.check_free().map(|()| owner)) {
         Ok(owner) => owner,
-        Err(error) => {
-            report.failures.push(Failure {
-                object: "the tables egressnat".to_owned(),
-                message: chain(&error),
-            });
-            return report;
-        }
+        Err(error) => return refused("the tables egressnat", &error),
     };
     let mut note = |object: &str, outcome: Result<usize, String>| match outcome {
         Ok(changes) => report.changes += changes,
@@ -40,7 +38,6 @@ pub async fn cleanup(config: &Config) -> Report {
             message,
         }),
     };
-    let pins = config.pin_root();
     note(
         "filters of interfaces",
         remove_filters(&pins)
@@ -76,4 +73,15 @@ pub async fn cleanup(config: &Config) -> Report {
             .map_err(|error| chain(&error)),
     );
     report
+}
+
+/// Nothing was removed, and why.
+fn refused(object: &str, error: &dyn std::error::Error) -> Report {
+    Report {
+        failures: vec![Failure {
+            object: object.to_owned(),
+            message: chain(error),
+        }],
+        ..Report::default()
+    }
 }

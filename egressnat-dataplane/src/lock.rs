@@ -8,6 +8,8 @@ use std::time::Duration;
 use nix::fcntl::{Flock, FlockArg};
 use thiserror::Error;
 
+use crate::process::Process;
+
 /// How long an agent that was just killed may take to be gone.
 const PATIENCE: Duration = Duration::from_secs(1);
 const PAUSE: Duration = Duration::from_millis(20);
@@ -18,11 +20,16 @@ const NAMESPACE: &str = "/proc/thread-self/ns/net";
 /// The packet path could not be had alone.
 #[derive(Debug, Error)]
 pub enum LockError {
-    /// Another agent has it.
+    /// An agent has it.
     #[error(
-        "another agent of egressnat runs on this node (it holds the lock of {0}): stop it before this one is started"
+        "an agent of egressnat runs on this node ({holder} has the lock of {path}): stop it first"
     )]
-    Held(PathBuf),
+    Held {
+        /// What is locked.
+        path: PathBuf,
+        /// By whom.
+        holder: Process,
+    },
     /// The lock could not be tried.
     #[error("could not lock {path}")]
     Io {
@@ -38,7 +45,7 @@ pub enum LockError {
 /// and devices belong to the one, programs and maps to the other. The kernel takes the locks back from a process that ends, however
 /// it ends.
 pub(crate) struct Lock {
-    _pins: Flock<File>,
+    _pins: Option<Flock<File>>,
     _namespace: Flock<File>,
 }
 
@@ -47,7 +54,19 @@ impl Lock {
     pub(crate) async fn take(pins: &Path) -> Result<Self, LockError> {
         fs::create_dir_all(pins).map_err(failed(pins))?;
         Ok(Self {
-            _pins: lock(pins).await?,
+            _pins: Some(lock(pins).await?),
+            _namespace: lock(Path::new(NAMESPACE)).await?,
+        })
+    }
+
+    /// Locks what there is: the directory `pins`, if it exists, and the network namespace.
+    pub(crate) async fn take_existing(pins: &Path) -> Result<Self, LockError> {
+        let is_there = pins.try_exists().map_err(failed(pins))?;
+        Ok(Self {
+            _pins: match is_there {
+                true => Some(lock(pins).await?),
+                false => None,
+            },
             _namespace: lock(Path::new(NAMESPACE)).await?,
         })
     }
@@ -59,8 +78,11 @@ async fn lock(path: &Path) -> Result<Flock<File>, LockError> {
     loop {
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Ok(lock) => return Ok(lock),
-            Err((_, nix::Error::EWOULDBLOCK)) if start.elapsed() > PATIENCE => {
-                return Err(LockError::Held(path.to_owned()));
+            Err((same, nix::Error::EWOULDBLOCK)) if start.elapsed() > PATIENCE => {
+                return Err(LockError::Held {
+                    path: path.to_owned(),
+                    holder: Process::that_locked(&same),
+                });
             }
             Err((same, nix::Error::EWOULDBLOCK)) => file = same,
             Err((_, error)) => return Err(failed(path)(error.into())),

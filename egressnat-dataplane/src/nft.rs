@@ -20,7 +20,6 @@ pub(crate) use batch::all_but_refused;
 pub(crate) use counter::Counter;
 pub(crate) use events::Events;
 pub(crate) use fence::Fence;
-pub use owner::Process;
 pub(crate) use owner::{Owner, SharedOwner};
 pub(crate) use ruleset::Ruleset;
 pub(crate) use set::{Elements, SetName};

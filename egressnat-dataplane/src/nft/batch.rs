@@ -5,8 +5,8 @@ use nftnl::ProtoFamily;
 use nftnl_sys as sys;
 use thiserror::Error;
 
-use super::owner::Process;
 use crate::netfilter::{AskError, Header};
+use crate::process::Process;
 
 /// Talking nftables with the kernel failed.
 #[derive(Debug, Error)]

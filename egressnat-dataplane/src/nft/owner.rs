@@ -20,6 +20,7 @@ use super::events::Events;
 use super::query::{self, PresentTable};
 use super::table::Named;
 use crate::config::TableOwnership;
+use crate::process::Process;
 
 /// `NFT_TABLE_F_OWNER` (since 5.12) and `NFT_TABLE_F_PERSIST` (since 6.9) of `linux/netfilter/nf_tables.h`.
 pub(super) const OWNED: u32 = 0x2;
@@ -124,7 +125,7 @@ impl Owner {
                     ProtoFamily::Ipv6 => "ip6",
                     _ => "ip",
                 },
-                process: Process(process_of(port)),
+                process: Process::from(process_of(port)),
             }),
             _ => Ok(()),
         }
@@ -316,19 +317,6 @@ pub(super) fn bound_socket(flags: libc::c_int) -> Result<(OwnedFd, u32), NftErro
         return Err(NftError::Socket(io::Error::last_os_error()));
     }
     Ok((socket, address.nl_pid))
-}
-
-/// A process, as far as it can be told.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Process(Option<u32>);
-
-impl std::fmt::Display for Process {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self.0 {
-            Some(id) => write!(f, "process {id}"),
-            None => f.write_str("a process that cannot be seen from here"),
-        }
-    }
 }
 
 /// The process that has a netlink socket open: the first socket of a process is mostly called as the process, the others
