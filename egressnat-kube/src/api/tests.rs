@@ -198,6 +198,23 @@ async fn long_lists_come_in_pages_and_pods_of_one_node_only() {
 }
 
 #[tokio::test]
+async fn a_list_that_expires_between_two_pages_begins_anew_and_is_told_once() {
+    let (store, _) = fake::store(move |requests| {
+        let lists = requests.iter().filter(|request| !is_watch(request)).count();
+        match requests.last().unwrap() {
+            request if is_watch(request) => Answer::Open(String::new()),
+            request if request.contains("continue=old") => Answer::failure(410, "Expired"),
+            _ if lists == 1 => Answer::json(&json!({
+                "metadata": {"resourceVersion": "10", "continue": "old"}, "items": [group("a", 1), group("b", 2)],
+            })),
+            _ => list(20, &[group("b", 2), group("c", 12)]),
+        }
+    });
+    let mut watch = store.watch(&groups()).unwrap();
+    assert_eq!(told(&mut watch).await, "all: b@2 c@12");
+}
+
+#[tokio::test]
 async fn of_gateway_nodes_only_the_own_one_is_asked_for() {
     let (store, requests) = fake::store(move |requests| match requests.last().unwrap() {
         request if is_watch(request) => Answer::Open(String::new()),

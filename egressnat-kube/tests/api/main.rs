@@ -13,6 +13,7 @@ mod copies;
 mod crds;
 mod deploy;
 mod descriptions;
+mod history;
 mod leaders;
 mod manifests;
 mod outage;

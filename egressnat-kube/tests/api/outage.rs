@@ -17,7 +17,7 @@ fn snat() -> Decision {
 
 pub(crate) struct Scene {
     pub(crate) cluster: Cluster,
-    wire: Wire,
+    pub(crate) wire: Wire,
     pub(crate) agents: [Agent; 2],
     controller: Running,
 }
