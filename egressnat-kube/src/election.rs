@@ -11,11 +11,10 @@ use serde_json::json;
 use tokio::sync::{oneshot, watch};
 
 use crate::clock::now;
-use crate::field_manager::{FieldManager, StatusApplied};
 use crate::kind::Kind;
 use crate::lease::micro_time;
 use crate::object::{Object, ObjectKey};
-use crate::store::{ObjectStore, StoreError, Watch, WatchRequest};
+use crate::store::{Asked, Layer, ObjectStore, StoreError};
 
 /// A renewal is tried this often in the lease's duration, so that one that fails does no harm.
 const RENEWALS: u32 = 5;
@@ -276,58 +275,28 @@ pub(crate) struct Led<S> {
     pub(crate) leadership: Leadership,
 }
 
-impl<S: ObjectStore> Led<S> {
-    /// A write that is cut off at the moment at which another may begin to lead.
-    async fn write<T>(
+impl<S: ObjectStore> Layer for Led<S> {
+    type Inner = S;
+
+    fn inner(&self) -> &S {
+        &self.store
+    }
+
+    /// A write is cut off at the moment at which another may begin to lead.
+    async fn around<T: Send>(
         &self,
-        key: &ObjectKey,
-        write: impl Future<Output = Result<T, StoreError>>,
+        asked: Asked<'_>,
+        answer: impl Future<Output = Result<T, StoreError>> + Send,
     ) -> Result<T, StoreError> {
+        let Asked::Write(key) = asked else {
+            return answer.await;
+        };
         let not_leading = || StoreError::NotLeading(key.clone());
         let remaining = self.leadership.remaining().ok_or_else(not_leading)?;
-        match tokio::time::timeout(remaining, write).await {
+        match tokio::time::timeout(remaining, answer).await {
             Ok(written) => written,
             Err(_) => Err(not_leading()),
         }
-    }
-}
-
-impl<S: ObjectStore> ObjectStore for Led<S> {
-    fn watch(&self, request: &WatchRequest) -> Result<Watch, StoreError> {
-        self.store.watch(request)
-    }
-
-    async fn read(&self, key: &ObjectKey) -> Result<Option<Object>, StoreError> {
-        self.store.read(key).await
-    }
-
-    async fn create(&self, object: Object) -> Result<Object, StoreError> {
-        let key = object.key().clone();
-        self.write(&key, self.store.create(object)).await
-    }
-
-    async fn update(&self, object: Object) -> Result<Object, StoreError> {
-        let key = object.key().clone();
-        self.write(&key, self.store.update(object)).await
-    }
-
-    async fn update_status(&self, object: Object) -> Result<Object, StoreError> {
-        let key = object.key().clone();
-        self.write(&key, self.store.update_status(object)).await
-    }
-
-    async fn apply_status(
-        &self,
-        object: Object,
-        manager: FieldManager,
-    ) -> Result<StatusApplied, StoreError> {
-        let key = object.key().clone();
-        self.write(&key, self.store.apply_status(object, manager))
-            .await
-    }
-
-    async fn remove(&self, key: &ObjectKey) -> Result<bool, StoreError> {
-        self.write(key, self.store.remove(key)).await
     }
 }
 

@@ -14,6 +14,7 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use thiserror::Error;
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 
@@ -28,12 +29,29 @@ const PREDECESSOR: Duration = Duration::from_secs(2);
 /// How many clients are answered at once: a kubelet is one.
 const CLIENTS: usize = 16;
 
-/// Answers probes on an address for as long as the process lives. Returns the address, which has a port where none was chosen.
+/// Probes cannot be answered.
+#[derive(Debug, Error)]
+#[error("no probes can be answered on {address}: name another by --health-address")]
+pub struct HealthError {
+    /// Where they were to be.
+    address: SocketAddr,
+    /// Why not.
+    source: io::Error,
+}
+
+/// Answers probes on an address for as long as the process lives. Returns the address, which has a port where none was chosen, and
+/// logs it.
 ///
 /// # Errors
 ///
 /// The address cannot be listened on.
-pub fn serve_health(address: SocketAddr, pulse: Pulse) -> io::Result<SocketAddr> {
+pub fn serve_health(address: SocketAddr, pulse: Pulse) -> Result<SocketAddr, HealthError> {
+    let served = serve(address, pulse).map_err(|source| HealthError { address, source })?;
+    tracing::info!(address = %served, "probes are answered");
+    Ok(served)
+}
+
+fn serve(address: SocketAddr, pulse: Pulse) -> io::Result<SocketAddr> {
     let listener = bind(address)?;
     listener.set_nonblocking(true)?;
     let address = listener.local_addr()?;

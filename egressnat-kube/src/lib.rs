@@ -71,7 +71,7 @@ pub use election::Election;
 pub use field_manager::{FieldManager, StatusApplied};
 pub use grant::FloatingIpGrant;
 #[cfg(feature = "health")]
-pub use health::serve_health;
+pub use health::{HealthError, serve_health};
 pub use index::Index;
 pub use kind::{Kind, UnknownKind};
 pub use local_pods::{LocalPods, PodsBeside};

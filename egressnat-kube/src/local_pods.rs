@@ -8,10 +8,9 @@ use serde_json::json;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::task::JoinSet;
 
-use crate::field_manager::{FieldManager, StatusApplied};
 use crate::kind::Kind;
 use crate::object::{Object, ObjectKey};
-use crate::store::{ObjectStore, StoreError, Watch, WatchEvent, WatchRequest};
+use crate::store::{Layer, ObjectStore, StoreError, Watch, WatchEvent, WatchRequest};
 
 /// The pods of one node, told by the program that runs the agent's loop. Clones are the same pods.
 ///
@@ -102,8 +101,14 @@ pub struct PodsBeside<S> {
     pods: LocalPods,
 }
 
-impl<S: ObjectStore> ObjectStore for PodsBeside<S> {
-    fn watch(&self, request: &WatchRequest) -> Result<Watch, StoreError> {
+impl<S: ObjectStore> Layer for PodsBeside<S> {
+    type Inner = S;
+
+    fn inner(&self) -> &S {
+        &self.store
+    }
+
+    fn start_watch(&self, request: &WatchRequest) -> Result<Watch, StoreError> {
         if !request.kinds.contains(&Kind::Pod) {
             return self.store.watch(request);
         }
@@ -122,34 +127,6 @@ impl<S: ObjectStore> ObjectStore for PodsBeside<S> {
         let mut task = JoinSet::new();
         task.spawn(joined.run());
         Ok(Watch::new(events, task))
-    }
-
-    async fn read(&self, key: &ObjectKey) -> Result<Option<Object>, StoreError> {
-        self.store.read(key).await
-    }
-
-    async fn create(&self, object: Object) -> Result<Object, StoreError> {
-        self.store.create(object).await
-    }
-
-    async fn update(&self, object: Object) -> Result<Object, StoreError> {
-        self.store.update(object).await
-    }
-
-    async fn update_status(&self, object: Object) -> Result<Object, StoreError> {
-        self.store.update_status(object).await
-    }
-
-    async fn apply_status(
-        &self,
-        object: Object,
-        manager: FieldManager,
-    ) -> Result<StatusApplied, StoreError> {
-        self.store.apply_status(object, manager).await
-    }
-
-    async fn remove(&self, key: &ObjectKey) -> Result<bool, StoreError> {
-        self.store.remove(key).await
     }
 }
 

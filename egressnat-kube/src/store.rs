@@ -14,6 +14,10 @@ use crate::kind::Kind;
 use crate::manifest::ManifestError;
 use crate::object::{InvalidObject, Object, ObjectKey};
 
+mod layer;
+
+pub(crate) use layer::{Asked, Layer};
+
 /// An operation on an object failed.
 #[derive(Debug, Error)]
 pub enum StoreError {

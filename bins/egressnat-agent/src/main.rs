@@ -243,7 +243,9 @@ async fn run(run: Run) -> anyhow::Result<()> {
             Outage::Release => StoreOutage::Release,
         },
     };
-    serve_probes(run.health_address, &config.pulse)?;
+    if let Some(address) = run.health_address {
+        serve_health(address, config.pulse.clone())?;
+    }
     if let Some(directory) = run.manifests {
         let store = DirectoryStore::open(directory)?;
         return run_agent(store, open(run.host, run.guard_file).await?, config)
@@ -257,18 +259,6 @@ async fn run(run: Run) -> anyhow::Result<()> {
     run_agent(store, open(run.host, run.guard_file).await?, config)
         .await
         .context("the agent stopped")
-}
-
-/// Answers probes, if they are wanted.
-fn serve_probes(address: Option<SocketAddr>, pulse: &Pulse) -> anyhow::Result<()> {
-    let Some(address) = address else {
-        return Ok(());
-    };
-    let address = serve_health(address, pulse.clone()).with_context(|| {
-        format!("no probes can be answered on {address}: name another by --health-address")
-    })?;
-    tracing::info!(%address, "probes are answered");
-    Ok(())
 }
 
 /// After the store, so that a mistake in the options leaves the kernel alone.

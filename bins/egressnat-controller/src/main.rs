@@ -55,7 +55,9 @@ async fn main() -> anyhow::Result<()> {
         election: None,
         pulse: Pulse::default(),
     };
-    serve_probes(arguments.health_address, &config.pulse)?;
+    if let Some(address) = arguments.health_address {
+        serve_health(address, config.pulse.clone())?;
+    }
     if let Some(directory) = arguments.manifests {
         let store = DirectoryStore::open(directory)?;
         return run_controller_until(store, config, stop)
@@ -70,18 +72,6 @@ async fn main() -> anyhow::Result<()> {
     run_controller_until(store, config, stop)
         .await
         .context("the controller stopped")
-}
-
-/// Answers probes, if they are wanted.
-fn serve_probes(address: Option<SocketAddr>, pulse: &Pulse) -> anyhow::Result<()> {
-    let Some(address) = address else {
-        return Ok(());
-    };
-    let address = serve_health(address, pulse.clone()).with_context(|| {
-        format!("no probes can be answered on {address}: name another by --health-address")
-    })?;
-    tracing::info!(%address, "probes are answered");
-    Ok(())
 }
 
 /// Waits until somebody wants this process to end.

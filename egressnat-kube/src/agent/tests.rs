@@ -1,7 +1,7 @@
 use super::*;
 use crate::directory::DirectoryStore;
-use crate::field_manager::{FieldManager, StatusApplied};
 use crate::object::{Object, ObjectKey};
+use crate::store::{Asked, Layer};
 use egressnat_core::Decision;
 use egressnat_core::ownership::{Generation, LeaseRecord};
 use serde_json::{Value, json};
@@ -185,51 +185,22 @@ struct OutOfReach {
     is_out: Arc<AtomicBool>,
 }
 
-impl OutOfReach {
-    async fn reached(&self) {
+impl Layer for OutOfReach {
+    type Inner = DirectoryStore;
+
+    fn inner(&self) -> &DirectoryStore {
+        &self.store
+    }
+
+    async fn around<T: Send>(
+        &self,
+        _: Asked<'_>,
+        answer: impl Future<Output = Result<T, StoreError>> + Send,
+    ) -> Result<T, StoreError> {
         if self.is_out.load(Ordering::SeqCst) {
             std::future::pending().await
         }
-    }
-}
-
-impl ObjectStore for OutOfReach {
-    fn watch(&self, request: &WatchRequest) -> Result<Watch, StoreError> {
-        self.store.watch(request)
-    }
-
-    async fn read(&self, key: &ObjectKey) -> Result<Option<Object>, StoreError> {
-        self.reached().await;
-        self.store.read(key).await
-    }
-
-    async fn create(&self, object: Object) -> Result<Object, StoreError> {
-        self.reached().await;
-        self.store.create(object).await
-    }
-
-    async fn update(&self, object: Object) -> Result<Object, StoreError> {
-        self.reached().await;
-        self.store.update(object).await
-    }
-
-    async fn update_status(&self, object: Object) -> Result<Object, StoreError> {
-        self.reached().await;
-        self.store.update_status(object).await
-    }
-
-    async fn apply_status(
-        &self,
-        object: Object,
-        manager: FieldManager,
-    ) -> Result<StatusApplied, StoreError> {
-        self.reached().await;
-        self.store.apply_status(object, manager).await
-    }
-
-    async fn remove(&self, key: &ObjectKey) -> Result<bool, StoreError> {
-        self.reached().await;
-        self.store.remove(key).await
+        answer.await
     }
 }
 

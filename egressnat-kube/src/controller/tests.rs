@@ -1,7 +1,7 @@
 use super::*;
 use crate::directory::DirectoryStore;
-use crate::field_manager::{FieldManager, StatusApplied};
 use crate::object::ObjectKey;
+use crate::store::Layer;
 use egressnat_core::gateway::SYSTEM_NAMESPACE;
 use egressnat_core::ownership::Generation;
 use serde_json::{Value, json};
@@ -227,8 +227,14 @@ struct Stuck {
     is_stuck: Arc<AtomicBool>,
 }
 
-impl ObjectStore for Stuck {
-    fn watch(&self, request: &WatchRequest) -> Result<Watch, StoreError> {
+impl Layer for Stuck {
+    type Inner = DirectoryStore;
+
+    fn inner(&self) -> &DirectoryStore {
+        &self.store
+    }
+
+    fn start_watch(&self, request: &WatchRequest) -> Result<Watch, StoreError> {
         let mut inner = self.store.watch(request)?;
         let (sender, receiver) = tokio::sync::mpsc::unbounded_channel();
         let is_stuck = Arc::clone(&self.is_stuck);
@@ -240,34 +246,6 @@ impl ObjectStore for Stuck {
             }
         });
         Ok(Watch::new(receiver, ()))
-    }
-
-    async fn read(&self, key: &ObjectKey) -> Result<Option<Object>, StoreError> {
-        self.store.read(key).await
-    }
-
-    async fn create(&self, object: Object) -> Result<Object, StoreError> {
-        self.store.create(object).await
-    }
-
-    async fn update(&self, object: Object) -> Result<Object, StoreError> {
-        self.store.update(object).await
-    }
-
-    async fn update_status(&self, object: Object) -> Result<Object, StoreError> {
-        self.store.update_status(object).await
-    }
-
-    async fn apply_status(
-        &self,
-        object: Object,
-        manager: FieldManager,
-    ) -> Result<StatusApplied, StoreError> {
-        self.store.apply_status(object, manager).await
-    }
-
-    async fn remove(&self, key: &ObjectKey) -> Result<bool, StoreError> {
-        self.store.remove(key).await
     }
 }
 

@@ -88,5 +88,7 @@ fn clients_that_say_nothing_keep_nobody_from_an_answer() {
 fn an_address_that_is_taken_is_an_error() {
     let address = served(&Pulse::default());
     let error = serve_health(address, Pulse::default()).unwrap_err();
-    assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
+    let text = error.to_string();
+    assert!(text.contains(&address.to_string()), "{text}");
+    assert_eq!(error.source.kind(), io::ErrorKind::AddrInUse);
 }
