@@ -5,10 +5,11 @@
 
 use core::fmt;
 use core::hash::{BuildHasher, Hasher};
+use core::net::IpAddr;
 use core::str::FromStr;
 
 use crate::hash::Seed;
-use crate::model::Enforcement;
+use crate::model::{Enforcement, Policy};
 use crate::policy::ResolvedPolicy;
 
 /// What a policy comes to: everything about it that a node's plan depends on, its text by its generation.
@@ -24,6 +25,28 @@ pub struct PolicyMeaning<'a> {
     pub enforcement: Enforcement,
     /// Whether its egress IPs are all held: of a best-effort policy the plan depends on it.
     pub is_held: bool,
+}
+
+impl<'a> PolicyMeaning<'a> {
+    /// What a policy comes to, where `resolved` is what its references resolve to, and `is_held` says whether some node holds an address.
+    pub fn new(
+        (uid, generation): (&'a str, i64),
+        policy: &Policy,
+        resolved: Option<ResolvedPolicy>,
+        is_held: impl Fn(&IpAddr) -> bool,
+    ) -> Self {
+        let is_held = match resolved {
+            Some(ResolvedPolicy::Snat(ips)) => ips.iter().all(|ip| is_held(&ip)),
+            Some(ResolvedPolicy::Keep) | None => false,
+        };
+        Self {
+            uid,
+            generation,
+            resolved,
+            enforcement: policy.enforcement,
+            is_held,
+        }
+    }
 }
 
 impl PolicyMeaning<'_> {

@@ -47,6 +47,9 @@ impl ClusterEngine {
 
     /// Takes one event. Returns the floating IPs that changed their node.
     pub fn apply(&mut self, event: Event) -> Vec<Move> {
+        if self.resolution.objects.is_as(&event) {
+            return Vec::new();
+        }
         if let Event::Node(name, node) = &event {
             match node {
                 Some(node) => self.places.set_node(name, node),

@@ -9,9 +9,12 @@ use ipnet::IpNet;
 use super::counted::{Counted, CountedCover};
 use super::membership::{Membership, SetId};
 use super::resolution::{Resolution, Resolved};
+use crate::assignment::Assignment;
 use crate::diff::{Change, entries, sort};
+use crate::gateway::EffectiveGateways;
 use crate::model::{
     Enforcement, Event, MasqueradeRules, Node, NodeName, Pod, PodKey, PodPhase, PolicyName,
+    Snapshot,
 };
 use crate::plan::assembly::room;
 use crate::plan::selection::usable_addresses;
@@ -52,7 +55,7 @@ pub struct NodeEngine {
 /// The names of policies, in order.
 type Names = Arc<[PolicyName]>;
 
-#[derive(Debug)]
+#[derive(Debug, PartialEq)]
 struct LocalPod {
     addresses: Vec<IpAddr>,
     host_network: bool,
@@ -81,6 +84,8 @@ struct Touched {
     /// Ranges that may be in the guard now and were not, or the other way.
     guard: BTreeSet<IpNet>,
     changes: Vec<Change>,
+    /// Whether anything is not as it was.
+    is_news: bool,
 }
 
 impl NodeEngine {
@@ -114,48 +119,109 @@ impl NodeEngine {
         &self.plan
     }
 
+    /// What gateways, policies, nodes and clusters are now: neither pods nor namespaces.
+    pub fn objects(&self) -> &Snapshot {
+        &self.resolution.objects
+    }
+
+    /// The gateways that take effect.
+    pub fn gateways(&self) -> &EffectiveGateways {
+        &self.resolution.gateways
+    }
+
+    /// What the policies that are applied resolve to.
+    pub fn resolved(&self) -> &BTreeMap<PolicyName, ResolvedPolicy> {
+        &self.resolution.policies
+    }
+
     /// Takes one event. Returns the changes of the plan, in the order in which to make them.
     pub fn apply(&mut self, event: Event) -> Vec<Change> {
         let mut touched = Touched::default();
+        self.take(event, &mut touched);
+        self.settle(touched)
+    }
+
+    /// Takes events one after another, and works out once what all of them come to: what several affect costs no more than what one
+    /// does. Says whether any of them was news, by which what [`NodeEngine::planned`] says may be another.
+    pub fn apply_all(&mut self, events: impl IntoIterator<Item = Event>) -> bool {
+        let mut touched = Touched::default();
+        for event in events {
+            self.take(event, &mut touched);
+        }
+        let is_news = touched.is_news;
+        if is_news {
+            self.settle(touched);
+        }
+        is_news
+    }
+
+    fn take(&mut self, event: Event, touched: &mut Touched) {
         match event {
-            Event::Pod(key, pod) => self.set_pod(key, pod, &mut touched),
+            Event::Pod(key, pod) => self.set_pod(key, pod, touched),
             Event::Namespace(name, labels) => {
                 let was_known = self.membership.has_namespace(&name);
                 if was_known != labels.is_some() {
                     let pods = self.pods.keys().filter(|key| key.namespace == name);
                     touched.pods.extend(pods.cloned());
+                    touched.is_news = true;
                 }
                 self.membership.set_namespace(&name, labels.as_ref());
             }
             Event::Node(name, node) => {
                 let before = self.resolution.objects.nodes.get(&name).cloned();
-                self.set_node(&name, before.as_ref(), node.as_ref(), &mut touched);
+                self.set_node(&name, before.as_ref(), node.as_ref(), touched);
                 let resolved = self.resolution.apply(Event::Node(name, node));
-                self.take(resolved, &mut touched);
+                self.take_resolved(resolved, touched);
             }
             Event::ClusterRanges(ranges) => {
                 let before = core::mem::take(&mut self.resolution.objects.cluster_ranges);
-                self.add_internal(ranges.iter().map(IpNet::trunc), &mut touched);
-                self.remove_internal(before.iter().map(IpNet::trunc), &mut touched);
+                touched.is_news |= before != ranges;
+                self.add_internal(ranges.iter().map(IpNet::trunc), touched);
+                self.remove_internal(before.iter().map(IpNet::trunc), touched);
                 self.resolution.objects.cluster_ranges = ranges;
             }
-            Event::Masquerade(rules) => self.set_masquerade(rules, &mut touched),
+            Event::Masquerade(rules) => self.set_masquerade(rules, touched),
             event @ (Event::Gateway(..) | Event::Cluster(..) | Event::Policy(..)) => {
                 let resolved = self.resolution.apply(event);
-                self.take(resolved, &mut touched);
+                self.take_resolved(resolved, touched);
             }
         }
-        self.settle(touched)
+        self.find_sets(touched);
     }
 
     /// Says who holds a floating IP, or that nobody does. Returns the changes of the plan.
     pub fn set_holder(&mut self, address: IpAddr, holder: Option<NodeName>) -> Vec<Change> {
+        let mut touched = Touched::default();
+        self.take_holder(address, holder, &mut touched);
+        self.settle(touched)
+    }
+
+    /// Says who holds what, and that nobody holds anything else. Says whether that was news.
+    pub fn set_holders(&mut self, assignment: &Assignment) -> bool {
+        let mut touched = Touched::default();
+        let gone = self.holders.keys();
+        let gone = gone.filter(|address| !assignment.nodes.contains_key(*address));
+        let gone: Vec<IpAddr> = gone.copied().collect();
+        for address in gone {
+            self.take_holder(address, None, &mut touched);
+        }
+        for (address, node) in &assignment.nodes {
+            if self.holders.get(address) != Some(node) {
+                self.take_holder(*address, Some(node.clone()), &mut touched);
+            }
+        }
+        let is_news = touched.is_news;
+        self.settle(touched);
+        is_news
+    }
+
+    fn take_holder(&mut self, address: IpAddr, holder: Option<NodeName>, touched: &mut Touched) {
         let is_held = holder.is_some();
         let before = match holder {
             Some(holder) => self.holders.insert(address, holder),
             None => self.holders.remove(&address),
         };
-        let mut touched = Touched::default();
+        touched.is_news = true;
         touched.floating_ips.insert(address);
         if before.is_some() != is_held {
             let objects = &self.resolution.objects;
@@ -163,9 +229,9 @@ impl NodeEngine {
                 objects.policies[*name].enforcement == Enforcement::BestEffort
                     && matches!(resolved, ResolvedPolicy::Snat(ips) if ips.iter().any(|ip| ip == address))
             });
-            touched.policies = falls_back.map(|(name, _)| name.clone()).collect();
+            let falls_back = falls_back.map(|(name, _)| name.clone());
+            touched.policies.extend(falls_back);
         }
-        self.settle(touched)
     }
 
     /// The plan with everything that is to be told about it. Costs a pass over the plan.
@@ -191,6 +257,18 @@ impl NodeEngine {
     fn set_pod(&mut self, key: PodKey, pod: Option<Pod>, touched: &mut Touched) {
         let pod = pod.filter(|pod| pod.node == self.node && pod.phase == PodPhase::Active);
         let selected = self.membership.set_pod(&key, pod.as_ref());
+        let after = pod.zip(selected.after).map(|(pod, set)| LocalPod {
+            addresses: match pod.host_network {
+                true => Vec::new(),
+                false => usable_addresses(&pod).collect(),
+            },
+            host_network: pod.host_network,
+            set,
+        });
+        if self.pods.get(&key) == after.as_ref() {
+            return;
+        }
+        touched.is_news = true;
         if let Some(before) = self.pods.remove(&key) {
             for address in before.addresses {
                 touched.addresses.insert(address);
@@ -202,23 +280,12 @@ impl NodeEngine {
                 }
             }
         }
-        if let (Some(pod), Some(set)) = (pod, selected.after) {
-            let addresses: Vec<IpAddr> = if pod.host_network {
-                Vec::new()
-            } else {
-                usable_addresses(&pod).collect()
-            };
-            for address in &addresses {
+        if let Some(after) = after {
+            for address in &after.addresses {
                 touched.addresses.insert(*address);
                 self.claims.entry(*address).or_default().insert(key.clone());
             }
-            let host_network = pod.host_network;
-            let local = LocalPod {
-                addresses,
-                host_network,
-                set,
-            };
-            self.pods.insert(key, local);
+            self.pods.insert(key, after);
         }
     }
 
@@ -284,10 +351,12 @@ impl NodeEngine {
             |rule, action| Change::SetMasquerade(*rule, *action),
             |rule| Change::RemoveMasquerade(*rule),
         );
+        touched.is_news |= self.plan.masquerade != rules;
         self.plan.masquerade = rules;
     }
 
-    fn take(&mut self, resolved: Resolved, touched: &mut Touched) {
+    fn take_resolved(&mut self, resolved: Resolved, touched: &mut Touched) {
+        touched.is_news |= resolved.is_news;
         touched.floating_ips.extend(&resolved.gained);
         touched.floating_ips.extend(&resolved.lost);
         for name in resolved.policies {
@@ -339,13 +408,13 @@ impl NodeEngine {
             {
                 pod.set = set;
                 touched.pods.insert(key);
+                touched.is_news = true;
             }
         }
     }
 
     /// Brings the plan up to date.
     fn settle(&mut self, mut touched: Touched) -> Vec<Change> {
-        self.find_sets(&mut touched);
         self.settle_guard(&mut touched);
         self.settle_floating_ips(&mut touched);
         let moved = self.regroup(&mut touched);

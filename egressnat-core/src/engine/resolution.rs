@@ -32,12 +32,18 @@ pub(super) struct Resolved {
     pub(super) lost: Vec<IpAddr>,
     /// Policies that are, or are not, applied now, or to another egress IP; and the one that was changed.
     pub(super) policies: BTreeSet<PolicyName>,
+    /// Whether the event said anything new.
+    pub(super) is_news: bool,
 }
 
 impl Resolution {
     /// Takes an event that is about neither pods nor namespaces.
     pub(super) fn apply(&mut self, event: Event) -> Resolved {
         let mut resolved = Resolved::default();
+        if self.objects.is_as(&event) {
+            return resolved;
+        }
+        resolved.is_news = true;
         match event {
             Event::Policy(name, policy) => {
                 let policy = policy.map(truncated);

@@ -46,6 +46,15 @@ fn follow(events: Vec<Event>, seed: u64) -> Result<(), TestCaseError> {
     Ok(())
 }
 
+/// With destinations as engines keep them, without host bits.
+fn truncated(mut snapshot: Snapshot) -> Snapshot {
+    for policy in snapshot.policies.values_mut() {
+        let destinations = core::mem::take(&mut policy.destinations);
+        policy.destinations = destinations.iter().map(ipnet::IpNet::trunc).collect();
+    }
+    snapshot
+}
+
 proptest! {
     #[test]
     fn after_every_event_the_engines_say_what_planning_from_nothing_says(
@@ -53,6 +62,38 @@ proptest! {
         seed in any::<u64>(),
     ) {
         follow(events, seed)?;
+    }
+
+    #[test]
+    fn events_that_are_taken_together_come_to_what_they_come_to_one_by_one(
+        batches in prop::collection::vec(prop::collection::vec(arbitrary::event(), 0..20), 0..10),
+        seed in any::<u64>(),
+    ) {
+        let mut snapshot = Snapshot::default();
+        let mut engines: Vec<(NodeName, NodeEngine)> = nodes()
+            .into_iter()
+            .map(|node| (node.clone(), NodeEngine::new(node, seed)))
+            .collect();
+        for batch in batches {
+            for event in batch.clone() {
+                snapshot.apply(event);
+            }
+            let assignment = assign(&snapshot).assignment;
+            for (node, engine) in &mut engines {
+                let before = engine.planned();
+                let mut is_news = engine.apply_all(batch.clone());
+                is_news |= engine.set_holders(&assignment);
+                let want = plan_node(&snapshot, &assignment, node);
+                prop_assert_eq!(engine.planned(), want.clone(), "{}", node);
+                prop_assert!(is_news || before == want, "a change that is no news: {}", node);
+                prop_assert!(!engine.set_holders(&assignment));
+            }
+            snapshot.previous = assignment;
+        }
+        for (_, engine) in &mut engines {
+            let told_again = truncated(snapshot.clone());
+            prop_assert!(!engine.apply_all(told_again), "what is known is no news");
+        }
     }
 
     #[test]

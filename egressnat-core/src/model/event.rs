@@ -64,6 +64,20 @@ pub enum Event {
 }
 
 impl Snapshot {
+    /// Whether things are as an event says already.
+    pub fn is_as(&self, event: &Event) -> bool {
+        match event {
+            Event::Node(key, node) => self.nodes.get(key) == node.as_ref(),
+            Event::Namespace(key, labels) => self.namespaces.get(key) == labels.as_ref(),
+            Event::Pod(key, pod) => self.pods.get(key) == pod.as_ref(),
+            Event::Gateway(key, gateway) => self.gateways.get(key) == gateway.as_ref(),
+            Event::Policy(key, policy) => self.policies.get(key) == policy.as_ref(),
+            Event::Cluster(key, cluster) => self.clusters.get(key) == cluster.as_ref(),
+            Event::ClusterRanges(ranges) => self.cluster_ranges == *ranges,
+            Event::Masquerade(rules) => self.masquerade == *rules,
+        }
+    }
+
     /// Takes one event. Says whether anything is different now.
     pub fn apply(&mut self, event: Event) -> bool {
         match event {

@@ -205,18 +205,23 @@ impl NodeEngine {
             let addresses = group.addresses.iter().copied().collect();
             selected.addresses_by_set.insert(set, addresses);
         }
+        // What many pods have in common is looked at once: a policy may select all of them.
+        let mut pods: BTreeMap<SetId, usize> = BTreeMap::new();
         for (key, pod) in &self.pods {
-            let is_owner = |address: &IpAddr| self.owner(address) == Some(key);
-            let is_selected = pod.addresses.iter().any(is_owner);
-            for name in self.membership.policies_of(pod.set) {
-                if is_selected {
-                    *selected.counts.entry(name.clone()).or_default() += 1;
-                } else if pod.host_network
-                    && !self.resolution.objects.policies[name].is_for_all_pods()
-                {
+            if pod.host_network {
+                let names = self.membership.policies_of(pod.set).into_iter();
+                let policies = &self.resolution.objects.policies;
+                for name in names.filter(|name| !policies[*name].is_for_all_pods()) {
                     let pods = selected.host_network.entry(name.clone()).or_default();
                     pods.insert(key.clone());
                 }
+            } else if pod.addresses.iter().any(|ip| self.owner(ip) == Some(key)) {
+                *pods.entry(pod.set).or_default() += 1;
+            }
+        }
+        for (set, pods) in pods {
+            for name in self.membership.policies_of(set) {
+                *selected.counts.entry(name.clone()).or_default() += pods;
             }
         }
         assemble(
