@@ -1,3 +1,4 @@
+use alloc::collections::BTreeSet;
 use alloc::vec::Vec;
 
 use super::resolution::Resolution;
@@ -45,23 +46,43 @@ impl ClusterEngine {
         engine
     }
 
+    /// What there is now: neither pods nor namespaces.
+    pub fn objects(&self) -> &Snapshot {
+        &self.resolution.objects
+    }
+
     /// Takes one event. Returns the floating IPs that changed their node.
     pub fn apply(&mut self, event: Event) -> Vec<Move> {
-        if self.resolution.objects.is_as(&event) {
-            return Vec::new();
+        self.apply_all([event])
+    }
+
+    /// Takes events one after another, and decides once, about what all of them come to. Returns the floating IPs that changed their
+    /// node.
+    pub fn apply_all(&mut self, events: impl IntoIterator<Item = Event>) -> Vec<Move> {
+        let mut nodes = BTreeSet::new();
+        let mut addresses = BTreeSet::new();
+        for event in events {
+            let node = match &event {
+                Event::Node(name, _) => Some(name.clone()),
+                _ => None,
+            };
+            let resolved = self.resolution.apply(event);
+            nodes.extend(node.filter(|_| resolved.is_news));
+            addresses.extend(resolved.lost.into_iter().chain(resolved.gained));
         }
-        if let Event::Node(name, node) = &event {
-            match node {
-                Some(node) => self.places.set_node(name, node),
-                None => self.places.remove_node(name),
+        // What a node was in between is nothing that anybody has seen: it keeps what it may keep as it is now.
+        for name in nodes {
+            match self.resolution.objects.nodes.get(&name) {
+                Some(node) => self.places.set_node(&name, node),
+                None => self.places.remove_node(&name),
             }
         }
-        let resolved = self.resolution.apply(event);
-        for address in resolved.lost {
-            self.places.remove(address);
-        }
-        for address in resolved.gained {
-            self.places.add(address, None);
+        for address in addresses {
+            if self.resolution.gateways.owners.contains_key(&address) {
+                self.places.add(address, None);
+            } else {
+                self.places.remove(address);
+            }
         }
         self.places.settle();
         self.places.take_changed()

@@ -70,6 +70,7 @@ proptest! {
         seed in any::<u64>(),
     ) {
         let mut snapshot = Snapshot::default();
+        let mut cluster = ClusterEngine::new(&snapshot);
         let mut engines: Vec<(NodeName, NodeEngine)> = nodes()
             .into_iter()
             .map(|node| (node.clone(), NodeEngine::new(node, seed)))
@@ -78,7 +79,10 @@ proptest! {
             for event in batch.clone() {
                 snapshot.apply(event);
             }
-            let assignment = assign(&snapshot).assignment;
+            cluster.apply_all(batch.clone());
+            let want = plan_cluster(&snapshot);
+            prop_assert_eq!(cluster.plan(), want.clone());
+            let assignment = want.assigned.assignment;
             for (node, engine) in &mut engines {
                 let before = engine.planned();
                 let mut is_news = engine.apply_all(batch.clone());
