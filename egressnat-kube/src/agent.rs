@@ -2,16 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use egressnat_core::model::{Health, NodeName};
-use egressnat_core::{
-    Assignment, Failure, NodePlan, Report, effective_gateways, plan_node, resolve_policies,
-};
+use egressnat_core::model::NodeName;
+use egressnat_core::{Failure, NodePlan, Planned, Report};
 use ipnet::IpNet;
 
-use crate::index::Index;
 use crate::kind::Kind;
 use crate::pulse::Pulse;
 use crate::store::{ObjectStore, StoreError, Watch, WatchEvent, WatchRequest};
@@ -21,12 +19,14 @@ mod ownership;
 mod renewal;
 mod report;
 mod segment;
+mod view;
 
 use description::Description;
 use ownership::Ownership;
 use renewal::Renewal;
 use report::Reporter;
 use segment::{Segment, Voters};
+use view::View;
 
 /// What the agent watches; of pods only its own node's.
 const KINDS: [Kind; 7] = [
@@ -123,7 +123,7 @@ impl Uplink for NoUplink {
 ///
 /// # Guarantees
 ///
-/// It plans from its own node's pods only. What it cannot do is told once, and tried again at the next change and at each
+/// It plans from its own node's pods only, and only when something is told that the plan depends on. What it cannot do is told once, and tried again at the next change and at each
 /// audit. When it ends it leaves the kernel as it is (E45).
 ///
 /// # Errors
@@ -159,8 +159,9 @@ where
     let mut agent = Agent {
         ownership,
         voters,
+        view: View::new(config.node.clone(), config.cluster_ranges, seed()),
         node: config.node,
-        index: Index::new(config.cluster_ranges),
+        planned: Planned::default(),
         failures: Vec::new(),
         is_synced: false,
         pulse: config.pulse,
@@ -169,18 +170,25 @@ where
     let mut audit = tokio::time::interval(AUDIT);
     audit.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
-        tokio::select! {
+        let is_due = tokio::select! {
             event = watch.next() => match event {
                 Some(event) => agent.take_all(event, &mut watch).await,
                 None => return Ok(()),
             },
-            () = dataplane.changed() => {}
-            () = agent.ownership.changed() => {}
-            _ = audit.tick() => {}
+            () = dataplane.changed() => true,
+            () = agent.ownership.changed() => true,
+            _ = audit.tick() => true,
+        };
+        if is_due && agent.is_synced {
+            agent.apply(&mut dataplane).await;
         }
-        agent.apply(&mut dataplane).await;
         agent.pulse.turned();
     }
+}
+
+/// A number that nobody who writes objects knows.
+fn seed() -> u64 {
+    RandomState::new().build_hasher().finish()
 }
 
 /// Ends a task with what it is a part of.
@@ -196,7 +204,9 @@ struct Agent<U> {
     ownership: Ownership<U>,
     voters: Voters,
     node: NodeName,
-    index: Index,
+    view: View,
+    /// As the view said when something in it last changed.
+    planned: Planned,
     /// Told already.
     failures: Vec<Failure>,
     /// Whether the watch has told everything once. A plan made before would take away what is right.
@@ -206,45 +216,69 @@ struct Agent<U> {
 }
 
 impl<U: Uplink> Agent<U> {
-    async fn take_all(&mut self, event: WatchEvent, watch: &mut Watch) {
+    /// Takes an event and those that follow it at once. Says whether a plan is to be applied for it.
+    async fn take_all(&mut self, event: WatchEvent, watch: &mut Watch) -> bool {
+        let was_synced = self.is_synced;
         self.take(event);
-        tokio::time::sleep(SETTLE).await;
+        // Nothing is planned before all has been told, so that what is told need not wait in memory.
+        if self.is_synced {
+            tokio::time::sleep(SETTLE).await;
+        }
         while let Some(event) = watch.try_next() {
             self.take(event);
         }
+        if !self.is_synced {
+            return false;
+        }
+        let news = self.view.settle();
+        if news.plan || !was_synced {
+            self.planned = self.view.planned();
+        }
+        if news.ownership {
+            self.see_ownership();
+        }
+        news.plan || !was_synced
     }
 
     fn take(&mut self, event: WatchEvent) {
-        self.is_synced |= matches!(event, WatchEvent::Restarted(_));
-        match event {
-            WatchEvent::Restarted(_) => self.pulse.synced(),
+        let applied = match event {
+            WatchEvent::Applied(object) => self.view.apply(&object),
+            WatchEvent::Deleted(key) => {
+                self.view.delete(&key);
+                Ok(())
+            }
+            WatchEvent::Synced => {
+                self.is_synced = true;
+                self.pulse.synced();
+                Ok(())
+            }
             WatchEvent::Interrupted => {
                 self.pulse.lost_sight();
                 tracing::warn!("the store cannot be seen: the plan stays as it is");
+                Ok(())
             }
             WatchEvent::Resumed => {
                 self.pulse.regained_sight();
                 tracing::info!("the store is seen again");
+                Ok(())
             }
-            _ => {}
-        }
-        for error in self.index.take(event) {
+            WatchEvent::Failed(_) => Ok(()),
+        };
+        if let Err(error) = applied {
             // The controller tells it in an event; here it explains what this node does not do.
             tracing::warn!(%error, "an object does not make sense and has no effect");
         }
     }
 
+    /// Takes over what the gateways tell of who holds what.
+    fn see_ownership(&self) {
+        self.ownership.saw(self.view.grants());
+        self.voters.tell(&self.view, &self.node);
+    }
+
     async fn apply(&mut self, dataplane: &mut impl NodeDataplane) {
-        if !self.is_synced {
-            return;
-        }
-        // Health decides who holds an address, which the controller has done.
-        let snapshot = self.index.snapshot(Assignment::default(), |_| Health::Up);
-        let gateways = effective_gateways(&snapshot);
-        let assignment = self.index.assignment(&gateways);
-        self.ownership.saw(self.index.grants(&gateways));
-        self.voters.tell(&self.index, &gateways, &self.node);
-        let mut planned = plan_node(&snapshot, &assignment, &self.node);
+        self.see_ownership();
+        let planned = &mut self.planned;
         // Granted and held are two things: only the second may be used (E33).
         planned.plan.floating_ips = self.ownership.held();
         let report = dataplane.apply(&planned.plan).await;
@@ -259,10 +293,7 @@ impl<U: Uplink> Agent<U> {
                 "plan applied"
             );
         }
-        let resolved = resolve_policies(&snapshot, &gateways).policies;
-        let is_held = |address: &IpAddr| assignment.nodes.contains_key(address);
-        let meanings = self.index.meanings(&snapshot.policies, &resolved, is_held);
-        self.reporter.tell(&planned, &report, &meanings);
+        self.reporter.tell(planned, &report, &self.view.meanings());
         for restored in &report.restored {
             tracing::warn!(
                 resource = %restored.resource,

@@ -19,6 +19,7 @@ use crate::store::{ObjectStore, StoreError, Watch, WatchRequest};
 
 mod failure;
 mod joined;
+mod page;
 mod path;
 mod reflector;
 mod slim;
@@ -155,22 +156,22 @@ fn body(object: &Object) -> Vec<u8> {
 }
 
 /// What a manager applies: its fields, of the object with this uid, and with this version if it has one.
-fn applied(object: &Object, manager: FieldManager) -> Value {
-    let mut document = Object::new(object.key(), json!({})).value().clone();
+fn applied(mut object: Object, manager: FieldManager) -> Object {
+    let mut document = Object::new(object.key(), json!({}));
     for field in ["uid", "resourceVersion"] {
         if let Some(value) = object.at("/metadata").get(field) {
-            document["metadata"][field] = value.clone();
+            document.value_mut()["metadata"][field] = value.clone();
         }
     }
-    let status: Map<String, Value> = manager
-        .status_fields(object.kind())
-        .iter()
+    let fields = manager.status_fields(object.kind()).iter();
+    // Moved, not copied: the report of a node with many policies is large.
+    let status: Map<String, Value> = fields
         .filter_map(|field| {
-            let value = object.at("/status").get(*field)?;
-            Some(((*field).to_owned(), value.clone()))
+            let value = object.value_mut().get_mut("status")?.get_mut(*field)?;
+            Some(((*field).to_owned(), value.take()))
         })
         .collect();
-    document["status"] = Value::Object(status);
+    document.value_mut()["status"] = Value::Object(status);
     document
 }
 
@@ -236,8 +237,9 @@ impl ObjectStore for ApiStore {
         object: Object,
         manager: FieldManager,
     ) -> Result<StatusApplied, StoreError> {
-        let key = object.key();
-        let document = Patch::Apply(applied(&object, manager));
+        let applied = applied(object, manager);
+        let key = applied.key();
+        let document = Patch::Apply(applied.value());
         let operation = || format!("change the status of {key}");
         let patch = async |parameters: PatchParams| {
             let request = of_key(key)

@@ -269,19 +269,17 @@ impl<S: ObjectStore> Controller<S> {
     fn take(&mut self, event: WatchEvent) {
         let now = now();
         match &event {
-            WatchEvent::Restarted(objects) => {
+            WatchEvent::Synced => {
                 self.is_synced = true;
                 self.pulse.synced();
                 self.is_due = true;
-                objects
-                    .iter()
-                    .filter(|object| object.kind() == Kind::Lease)
-                    .for_each(|lease| self.saw(lease, now));
             }
             // Whether the node is alive the turn finds out.
             WatchEvent::Applied(object) if object.kind() == Kind::Lease => self.saw(object, now),
-            // Older than what we wrote since: news only to the watch.
-            WatchEvent::Applied(object) if self.is_outdated(object) => return,
+            // What we wrote ourselves, or older than what we wrote since: news only to the watch.
+            WatchEvent::Applied(object) if self.index.knows(object) || self.is_outdated(object) => {
+                return;
+            }
             WatchEvent::Deleted(key) => {
                 self.is_due = true;
                 if let Some(node) = lease_node(key) {
@@ -310,7 +308,7 @@ impl<S: ObjectStore> Controller<S> {
         if !self.is_interrupted {
             self.last_contact = now;
         }
-        for error in self.index.take(event) {
+        if let Some(error) = self.index.take(event) {
             tracing::error!(%error, "an object does not make sense and has no effect");
         }
     }

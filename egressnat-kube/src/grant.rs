@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use egressnat_core::model::NodeName;
 use egressnat_core::ownership::{Generation, Grant, GrantRecord, Term};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -32,6 +33,15 @@ pub struct FloatingIpGrant {
 
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
+}
+
+/// Who holds each address, as the status of a gateway tells. What does not make sense is not told.
+pub(crate) fn read_holders(gateway: &Object) -> BTreeMap<IpAddr, NodeName> {
+    let told = gateway.at("/status/floatingIPs").as_object();
+    let read = |(address, node): (&String, &Value)| {
+        Some((address.parse().ok()?, node.as_str()?.parse().ok()?))
+    };
+    told.into_iter().flatten().filter_map(read).collect()
 }
 
 /// The grant of each address that the status of a gateway tells. What does not make sense is not told.

@@ -3,21 +3,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use egressnat_core::model::{
-    ClusterKey, Health, Name, Node, NodeName, PodKey, Policy, PolicyName, Snapshot,
-};
+use egressnat_core::model::{Event, Health, Node, NodeName, Policy, PolicyName, Snapshot};
 use egressnat_core::ownership::GrantRecord;
 use egressnat_core::{Assignment, EffectiveGateways, PolicyMeaning, ResolvedPolicy};
 use ipnet::IpNet;
-use serde_json::Value;
 
-use crate::grant::read_grants;
+use crate::grant::{read_grants, read_holders};
 use crate::kind::Kind;
 use crate::object::{InvalidObject, Object, ObjectKey};
-use crate::resource::{
-    GatewayNodeSpec, NodeFacts, cluster_of, gateway_key, gateway_node_spec, gateway_of,
-    namespace_of, node_of, object_key, pod_of, policy_of,
-};
+use crate::resource::{GatewayNodeSpec, event_of, gateway_node_spec, gone, object_key};
 use crate::status::NodeReport;
 use crate::store::WatchEvent;
 
@@ -26,14 +20,46 @@ use crate::store::WatchEvent;
 /// An object that does not make sense is left out, alone, and told.
 #[derive(Debug, Default)]
 pub struct Index {
-    objects: BTreeMap<ObjectKey, Object>,
-    nodes: BTreeMap<NodeName, NodeFacts>,
+    objects: BTreeMap<ObjectKey, Kept>,
+    /// Without subnets and health.
+    nodes: BTreeMap<NodeName, Node>,
     gateway_nodes: BTreeMap<NodeName, GatewayNodeSpec>,
     reports: BTreeMap<NodeName, NodeReport>,
     /// Objects that make no sense, with the reason.
     invalid: BTreeMap<ObjectKey, (Object, InvalidObject)>,
     /// All but nodes, which are put together from several objects.
     snapshot: Snapshot,
+}
+
+/// What is kept of an object that makes sense.
+#[derive(Debug)]
+struct Kept {
+    object: Object,
+    /// Of the whole of it.
+    fingerprint: u64,
+}
+
+impl Kept {
+    /// Memory goes with what is used: what the snapshot says is not kept a second time, nor is what only the planner reads.
+    fn new(mut object: Object) -> Self {
+        let fingerprint = object.fingerprint();
+        object.forget(match object.kind() {
+            Kind::EgressNatPolicy => &["/spec", "/metadata/annotations", "/metadata/labels"],
+            Kind::NetworkGatewayNode => &["/status/report"],
+            Kind::Node | Kind::Namespace | Kind::Pod | Kind::Cluster => &[
+                "/spec",
+                "/status",
+                "/metadata/annotations",
+                "/metadata/labels",
+            ],
+            // Written back as a whole.
+            _ => &[],
+        });
+        Self {
+            object,
+            fingerprint,
+        }
+    }
 }
 
 impl Index {
@@ -49,27 +75,19 @@ impl Index {
         }
     }
 
-    /// Takes one event of a watch. Returns the objects in it that do not make sense.
-    pub fn take(&mut self, event: WatchEvent) -> Vec<InvalidObject> {
+    /// Takes one event of a watch. Returns the object in it if that does not make sense.
+    pub fn take(&mut self, event: WatchEvent) -> Option<InvalidObject> {
         match event {
-            WatchEvent::Restarted(objects) => self.reset(objects),
-            WatchEvent::Applied(object) => self.apply(object).err().into_iter().collect(),
+            WatchEvent::Applied(object) => self.apply(object).err(),
             WatchEvent::Deleted(key) => {
                 self.delete(&key);
-                Vec::new()
+                None
             }
-            WatchEvent::Failed(_) | WatchEvent::Interrupted | WatchEvent::Resumed => Vec::new(),
+            WatchEvent::Synced
+            | WatchEvent::Failed(_)
+            | WatchEvent::Interrupted
+            | WatchEvent::Resumed => None,
         }
-    }
-
-    /// Replaces everything. Returns the objects that do not make sense.
-    pub fn reset(&mut self, objects: Vec<Object>) -> Vec<InvalidObject> {
-        let cluster_ranges = std::mem::take(&mut self.snapshot.cluster_ranges);
-        *self = Self::new(cluster_ranges);
-        objects
-            .into_iter()
-            .filter_map(|object| self.apply(object).err())
-            .collect()
     }
 
     /// Adds or replaces one object.
@@ -78,10 +96,13 @@ impl Index {
     ///
     /// The object does not make sense: it counts as not there.
     pub fn apply(&mut self, object: Object) -> Result<(), InvalidObject> {
+        if self.knows(&object) {
+            return Ok(());
+        }
         self.delete(object.key());
         match self.convert(&object) {
             Ok(()) => {
-                self.objects.insert(object.key().clone(), object);
+                self.objects.insert(object.key().clone(), Kept::new(object));
                 Ok(())
             }
             Err(error) => {
@@ -93,50 +114,23 @@ impl Index {
     }
 
     fn convert(&mut self, object: &Object) -> Result<(), InvalidObject> {
-        let snapshot = &mut self.snapshot;
-        match object.kind() {
-            Kind::Node => {
-                self.nodes.insert(object.parse_name()?, node_of(object)?);
+        match event_of(object)? {
+            // Its health and its subnets come from elsewhere.
+            Some(Event::Node(name, Some(node))) => {
+                self.nodes.insert(name, node);
             }
-            Kind::NetworkGatewayNode => {
-                let name: NodeName = object.parse_name()?;
-                self.gateway_nodes
-                    .insert(name.clone(), gateway_node_spec(object)?);
-                if let Some(report) = NodeReport::read(object.at("/status/report")) {
-                    self.reports.insert(name, report);
-                }
+            Some(event) => {
+                self.snapshot.apply(event);
             }
-            Kind::Namespace => {
-                snapshot
-                    .namespaces
-                    .insert(object.parse_name()?, namespace_of(object)?);
+            None => {}
+        }
+        if object.kind() == Kind::NetworkGatewayNode {
+            let name: NodeName = object.parse_name()?;
+            self.gateway_nodes
+                .insert(name.clone(), gateway_node_spec(object)?);
+            if let Some(report) = NodeReport::read(object.at("/status/report")) {
+                self.reports.insert(name, report);
             }
-            Kind::Pod => {
-                if let Some(pod) = pod_of(object)? {
-                    snapshot.pods.insert(
-                        PodKey::new(object.parse_namespace()?, object.parse_name()?),
-                        pod,
-                    );
-                }
-            }
-            Kind::Cluster => {
-                let key = ClusterKey {
-                    namespace: object.parse_namespace()?,
-                    name: object.parse_name()?,
-                };
-                snapshot.clusters.insert(key, cluster_of(object)?);
-            }
-            Kind::NetworkGatewayGroup | Kind::AnthosNetworkGateway => {
-                if let Some(key) = gateway_key(object) {
-                    snapshot.gateways.insert(key, gateway_of(object)?);
-                }
-            }
-            Kind::EgressNatPolicy => {
-                snapshot
-                    .policies
-                    .insert(object.parse_name()?, policy_of(object)?);
-            }
-            Kind::AnthosNetworkGatewayNode | Kind::Lease | Kind::Event => {}
         }
         Ok(())
     }
@@ -144,53 +138,41 @@ impl Index {
     /// Removes one object.
     pub fn delete(&mut self, key: &ObjectKey) {
         self.invalid.remove(key);
-        let Some(object) = self.objects.remove(key) else {
+        if self.objects.remove(key).is_none() {
             return;
-        };
-        let snapshot = &mut self.snapshot;
-        match key.kind {
-            Kind::Node => self.nodes.retain(|name, _| name.as_str() != key.name),
-            Kind::NetworkGatewayNode => {
-                if let Ok(name) = object.parse_name::<NodeName>() {
-                    self.gateway_nodes.remove(&name);
-                    self.reports.remove(&name);
-                }
+        }
+        match gone(key) {
+            Some(Event::Node(name, _)) => {
+                self.nodes.remove(&name);
             }
-            Kind::Namespace => snapshot
-                .namespaces
-                .retain(|name, _| name.as_str() != key.name),
-            Kind::Pod => {
-                if let (Ok(namespace), Ok(name)) =
-                    (object.parse_namespace(), object.parse_name::<Name>())
-                {
-                    snapshot.pods.remove(&PodKey::new(namespace, name));
-                }
+            Some(event) => {
+                self.snapshot.apply(event);
             }
-            Kind::Cluster => snapshot.clusters.retain(|cluster, _| {
-                Some(cluster.namespace.as_str()) != key.namespace.as_deref()
-                    || cluster.name.as_str() != key.name
-            }),
-            Kind::NetworkGatewayGroup | Kind::AnthosNetworkGateway => {
-                if let Some(gateway) = gateway_key(&object) {
-                    snapshot.gateways.remove(&gateway);
-                }
-            }
-            Kind::EgressNatPolicy => snapshot
-                .policies
-                .retain(|name, _| name.as_str() != key.name),
-            Kind::AnthosNetworkGatewayNode | Kind::Lease | Kind::Event => {}
+            None => {}
+        }
+        if key.kind == Kind::NetworkGatewayNode
+            && let Ok(name) = key.name.parse::<NodeName>()
+        {
+            self.gateway_nodes.remove(&name);
+            self.reports.remove(&name);
         }
     }
 
-    /// An object that makes sense.
+    /// Whether an object that makes sense has been told already just as it is.
+    pub(crate) fn knows(&self, object: &Object) -> bool {
+        let known = self.objects.get(object.key());
+        known.is_some_and(|known| known.fingerprint == object.fingerprint())
+    }
+
+    /// What is kept of an object that makes sense: not what only the snapshot is made of.
     pub fn object(&self, key: &ObjectKey) -> Option<&Object> {
-        self.objects.get(key)
+        self.objects.get(key).map(|kept| &kept.object)
     }
 
     /// An object, whether it makes sense or not.
     pub(crate) fn known(&self, key: &ObjectKey) -> Option<&Object> {
         let invalid = || self.invalid.get(key).map(|(object, _)| object);
-        self.objects.get(key).or_else(invalid)
+        self.object(key).or_else(invalid)
     }
 
     /// The objects of a kind that make no sense, and why.
@@ -216,27 +198,19 @@ impl Index {
         let meaning = |(name, policy): (&'a PolicyName, &Policy)| {
             let object = self.object(&ObjectKey::cluster(Kind::EgressNatPolicy, name.as_str()))?;
             let resolved = resolved.get(name).copied();
-            let is_held = match resolved {
-                Some(ResolvedPolicy::Snat(ips)) => ips.iter().all(|ip| is_held(&ip)),
-                Some(ResolvedPolicy::Keep) | None => false,
-            };
-            let meaning = PolicyMeaning {
-                uid: object.uid().unwrap_or_default(),
-                generation: object.generation(),
-                resolved,
-                enforcement: policy.enforcement,
-                is_held,
-            };
+            let object = (object.uid().unwrap_or_default(), object.generation());
+            let meaning = PolicyMeaning::new(object, policy, resolved, &is_held);
             Some((name, meaning))
         };
         policies.iter().filter_map(meaning).collect()
     }
 
-    /// The objects of a kind, in order.
+    /// What is kept of the objects of a kind, in order.
     pub fn objects(&self, kind: Kind) -> impl Iterator<Item = &Object> {
-        self.objects
-            .values()
-            .filter(move |object| object.kind() == kind)
+        // The first key of the kind: no name is empty.
+        let of_kind = self.objects.range(ObjectKey::cluster(kind, "")..);
+        let of_kind = of_kind.take_while(move |(key, _)| key.kind == kind);
+        of_kind.map(|(_, kept)| &kept.object)
     }
 
     /// The nodes that an agent has described.
@@ -253,13 +227,9 @@ impl Index {
     pub fn snapshot(&self, previous: Assignment, health: impl Fn(&NodeName) -> Health) -> Snapshot {
         let mut snapshot = self.snapshot.clone();
         snapshot.previous = previous;
-        for (name, facts) in &self.nodes {
-            let mut node = Node::new(health(name));
-            node.role = facts.role;
-            node.addresses = facts.addresses.clone();
-            node.pod_ranges = facts.pod_ranges.clone();
-            node.draining = facts.draining;
-            node.capacity = facts.capacity;
+        for (name, node) in &self.nodes {
+            let mut node = node.clone();
+            node.health = health(name);
             node.subnets = self
                 .gateway_nodes
                 .get(name)
@@ -270,26 +240,11 @@ impl Index {
         snapshot
     }
 
-    /// The nodes that are up, as the status of the effective gateways tells.
-    pub(crate) fn nodes_up(&self, gateways: &EffectiveGateways) -> BTreeSet<NodeName> {
-        let objects = gateways.gateways.keys();
-        let objects = objects.filter_map(|key| self.objects.get(&object_key(key)));
-        let told = objects.filter_map(|object| object.at("/status/nodes").as_object());
-        let up = told.flatten().filter(|(_, health)| *health == "Up");
-        up.filter_map(|(name, _)| name.parse().ok()).collect()
-    }
-
-    /// The addresses of a node.
-    pub(crate) fn addresses(&self, node: &NodeName) -> &BTreeSet<IpAddr> {
-        const NONE: &BTreeSet<IpAddr> = &BTreeSet::new();
-        self.nodes.get(node).map_or(NONE, |facts| &facts.addresses)
-    }
-
     /// The grant of each address that the status of the effective gateways tells. An address counts only for the gateway that owns it.
     pub(crate) fn grants(&self, gateways: &EffectiveGateways) -> BTreeMap<IpAddr, GrantRecord> {
         let mut grants = BTreeMap::new();
         for key in gateways.gateways.keys() {
-            let told = self.objects.get(&object_key(key)).map(read_grants);
+            let told = self.object(&object_key(key)).map(read_grants);
             let is_owned = |address: &IpAddr| gateways.owners.get(address) == Some(key);
             grants.extend(told.into_iter().flatten().filter(|(a, _)| is_owned(a)));
         }
@@ -300,21 +255,10 @@ impl Index {
     pub fn assignment(&self, gateways: &EffectiveGateways) -> Assignment {
         let mut assignment = Assignment::default();
         for key in gateways.gateways.keys() {
-            let Some(object) = self.objects.get(&object_key(key)) else {
-                continue;
-            };
-            let Value::Object(told) = object.at("/status/floatingIPs") else {
-                continue;
-            };
-            for (address, node) in told {
-                let address = address.parse::<IpAddr>().ok();
-                let node = node.as_str().and_then(|node| node.parse::<NodeName>().ok());
-                if let (Some(address), Some(node)) = (address, node)
-                    && gateways.owners.get(&address) == Some(key)
-                {
-                    assignment.nodes.insert(address, node);
-                }
-            }
+            let told = self.object(&object_key(key)).map(read_holders);
+            let is_owned = |address: &IpAddr| gateways.owners.get(address) == Some(key);
+            let told = told.into_iter().flatten().filter(|(a, _)| is_owned(a));
+            assignment.nodes.extend(told);
         }
         assignment
     }
@@ -324,7 +268,7 @@ impl Index {
 mod tests {
     use super::*;
     use egressnat_core::effective_gateways;
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     fn object(value: Value) -> Object {
         Object::from_value(value).unwrap()

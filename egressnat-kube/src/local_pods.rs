@@ -59,11 +59,14 @@ impl LocalPods {
     }
 
     /// The pods there are, and everything that happens to them from now on.
-    fn watch(&self) -> (BTreeMap<ObjectKey, Object>, UnboundedReceiver<WatchEvent>) {
+    fn watch(&self) -> UnboundedReceiver<WatchEvent> {
         let (sender, events) = unbounded_channel();
         let mut state = self.state();
+        for pod in state.pods.values() {
+            let _ = sender.send(WatchEvent::Applied(pod.clone()));
+        }
         state.watches.push(sender);
-        (state.pods.clone(), events)
+        events
     }
 }
 
@@ -115,12 +118,10 @@ impl<S: ObjectStore> Layer for PodsBeside<S> {
         let mut request = request.clone();
         request.kinds.retain(|kind| *kind != Kind::Pod);
         let objects = self.store.watch(&request)?;
-        let (pods, pod_events) = self.pods.watch();
         let (sender, events) = unbounded_channel();
         let joined = Joined {
             objects,
-            pods,
-            pod_events,
+            pods: self.pods.watch(),
             sender,
         };
         // Ends with the watch.
@@ -133,42 +134,22 @@ impl<S: ObjectStore> Layer for PodsBeside<S> {
 /// One watch of two sources.
 struct Joined {
     objects: Watch,
-    pods: BTreeMap<ObjectKey, Object>,
-    pod_events: UnboundedReceiver<WatchEvent>,
+    pods: UnboundedReceiver<WatchEvent>,
     sender: UnboundedSender<WatchEvent>,
 }
 
 impl Joined {
     /// Until the store goes away, or the one who watches.
     async fn run(mut self) {
-        // Before it, pods have no place to be told: they come with it.
-        let mut has_started = false;
         loop {
+            // The pods that there are come before the store can say that all has been told.
             let event = tokio::select! {
+                biased;
+                Some(event) = self.pods.recv() => event,
                 event = self.objects.next() => match event {
-                    Some(WatchEvent::Restarted(mut objects)) => {
-                        has_started = true;
-                        objects.extend(self.pods.values().cloned());
-                        WatchEvent::Restarted(objects)
-                    }
                     Some(event) => event,
                     None => return,
                 },
-                Some(event) = self.pod_events.recv() => {
-                    match &event {
-                        WatchEvent::Applied(pod) => {
-                            self.pods.insert(pod.key().clone(), pod.clone());
-                        }
-                        WatchEvent::Deleted(key) => {
-                            self.pods.remove(key);
-                        }
-                        _ => {}
-                    }
-                    if !has_started {
-                        continue;
-                    }
-                    event
-                }
             };
             if self.sender.send(event).is_err() {
                 return;

@@ -246,6 +246,22 @@ impl Object {
             .map_or(Version::ABSENT, |text| Version(fnv1a64(text.bytes())))
     }
 
+    /// A hash of the whole document: what it says is kept in eight bytes, to know it again.
+    pub(crate) fn fingerprint(&self) -> u64 {
+        fnv1a64(self.value.to_string().bytes())
+    }
+
+    /// Takes fields out of the document, each by its pointer.
+    pub(crate) fn forget(&mut self, fields: &[&str]) {
+        for field in fields {
+            if let Some((parent, name)) = field.rsplit_once('/')
+                && let Some(Value::Object(parent)) = self.value.pointer_mut(parent)
+            {
+                parent.remove(name);
+            }
+        }
+    }
+
     /// The document as a Rust type.
     ///
     /// # Errors

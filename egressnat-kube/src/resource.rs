@@ -1,13 +1,13 @@
 //! The resources as Rust types, slim: only the fields that are used, and what they mean to the planner.
 
+mod event;
 mod gateway;
 mod network;
 mod policy;
 
+pub(crate) use event::{event_of, gone};
 pub(crate) use gateway::{MIRROR_OF, cluster_of, gateway_key, gateway_of, object_key};
-pub(crate) use network::{
-    GatewayNodeSpec, NodeFacts, gateway_node_spec, namespace_of, node_of, pod_of,
-};
+pub(crate) use network::{GatewayNodeSpec, gateway_node_spec, namespace_of, node_of, pod_of};
 pub(crate) use policy::policy_of;
 
 use egressnat_core::model::Timestamp;

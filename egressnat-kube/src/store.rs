@@ -112,12 +112,12 @@ impl WatchRequest {
 /// What a watch tells.
 #[derive(Debug, Clone, PartialEq)]
 pub enum WatchEvent {
-    /// All objects there are; the first event, and again whenever the watch had to start anew.
-    Restarted(Vec<Object>),
-    /// An object is new or has changed.
+    /// An object is there, or has changed.
     Applied(Object),
     /// An object is gone.
     Deleted(ObjectKey),
+    /// All objects that there are have been told. Once in a watch: before, what is missing may be yet to come.
+    Synced,
     /// Something cannot be read; everything else goes on.
     Failed(ManifestError),
     /// The store cannot be seen now: what was told before may be old. Nothing has gone by that.
@@ -158,7 +158,7 @@ impl Watch {
 ///
 /// * A write that names a `resourceVersion` succeeds only if nobody wrote in between.
 /// * `update` changes everything but `status`, `update_status` changes `status` alone, `apply_status` one writer's part of it.
-/// * A watch starts with [`WatchEvent::Restarted`] and misses nothing after it.
+/// * A watch tells all objects that there are, one by one, then [`WatchEvent::Synced`], and misses nothing after it.
 pub trait ObjectStore: Clone + Send + Sync + 'static {
     /// Watches objects.
     fn watch(&self, request: &WatchRequest) -> Result<Watch, StoreError>;

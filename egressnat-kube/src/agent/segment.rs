@@ -5,14 +5,13 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use egressnat_core::EffectiveGateways;
 use egressnat_core::model::NodeName;
 use egressnat_core::ownership::SEGMENT_HOLD;
 use ipnet::IpNet;
 
 use super::ownership::Ownership;
+use super::view::View;
 use super::{AgentConfig, StoreOutage, Uplink};
-use crate::index::Index;
 
 /// How often the segment is asked: an answer that is lost does no harm.
 const PERIOD: Duration = Duration::from_millis(SEGMENT_HOLD.as_millis() as u64 / 4);
@@ -87,14 +86,12 @@ impl Voters {
     }
 
     /// The gateway nodes but this one that are up, as the gateways' status tells, and that are on the same segment.
-    pub(super) fn tell(&self, index: &Index, gateways: &EffectiveGateways, own: &NodeName) {
-        let mut others = index.nodes_up(gateways);
-        others.remove(own);
+    pub(super) fn tell(&self, view: &View, own: &NodeName) {
         let is_near = |address: &IpAddr| self.subnets.iter().any(|net| net.contains(address));
+        let others = view.nodes_up().filter(|(name, _)| *name != own);
         // One of a node's addresses is enough to hear of it.
         let near = others
-            .iter()
-            .filter_map(|node| index.addresses(node).iter().copied().find(is_near))
+            .filter_map(|(_, node)| node.addresses.iter().copied().find(is_near))
             .collect();
         *self
             .addresses

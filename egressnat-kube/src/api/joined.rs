@@ -9,7 +9,6 @@ use tokio::task::JoinSet;
 
 use super::reflector::Reflector;
 use crate::kind::Kind;
-use crate::object::Object;
 use crate::store::{Watch, WatchEvent, WatchRequest};
 
 /// Starts a watch. Its tasks end when it is dropped.
@@ -18,8 +17,6 @@ pub(super) fn start(client: &Client, request: &WatchRequest) -> Watch {
     let joined = Joined(Arc::new(Mutex::new(State {
         events,
         missing: request.kinds.iter().copied().collect(),
-        first: Vec::new(),
-        later: Vec::new(),
         broken: BTreeSet::new(),
         is_interrupted: false,
     })));
@@ -34,7 +31,8 @@ pub(super) fn start(client: &Client, request: &WatchRequest) -> Watch {
 
 /// Where the followers of all kinds tell what they saw.
 ///
-/// Nothing is told before every kind has been listed once: a part of the objects would look like the rest had been deleted.
+/// What the lists hold is told as they come in, so that no more than a page of it is in memory at once. That it is all there is, is
+/// told when every kind has been listed once.
 #[derive(Clone)]
 pub(super) struct Joined(Arc<Mutex<State>>);
 
@@ -42,9 +40,6 @@ struct State {
     events: mpsc::UnboundedSender<WatchEvent>,
     /// Kinds that have not been listed.
     missing: BTreeSet<Kind>,
-    /// What the lists held, and what happened since, until nothing is missing.
-    first: Vec<Object>,
-    later: Vec<WatchEvent>,
     /// Kinds that cannot be followed now.
     broken: BTreeSet<Kind>,
     is_interrupted: bool,
@@ -55,28 +50,19 @@ impl Joined {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A kind was listed for the first time.
-    pub(super) fn listed(&self, kind: Kind, objects: Vec<Object>) {
+    /// A kind was listed for the first time, and all its objects told.
+    pub(super) fn listed(&self, kind: Kind) {
         let mut state = self.state();
-        state.first.extend(objects);
-        state.missing.remove(&kind);
-        if state.missing.is_empty() {
-            let first = std::mem::take(&mut state.first);
-            let later = std::mem::take(&mut state.later);
-            state.send(WatchEvent::Restarted(first));
-            later.into_iter().for_each(|event| state.send(event));
+        let is_last = state.missing.remove(&kind) && state.missing.is_empty();
+        if is_last {
+            state.send(WatchEvent::Synced);
             state.tell_interruption();
         }
     }
 
     /// Something happened to an object.
     pub(super) fn told(&self, event: WatchEvent) {
-        let mut state = self.state();
-        if state.missing.is_empty() {
-            state.send(event);
-        } else {
-            state.later.push(event);
-        }
+        self.state().send(event);
     }
 
     /// A kind cannot be followed now.
@@ -116,7 +102,7 @@ impl State {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::object::ObjectKey;
+    use crate::object::{Object, ObjectKey};
     use serde_json::json;
 
     fn joined(kinds: &[Kind]) -> (Joined, mpsc::UnboundedReceiver<WatchEvent>) {
@@ -124,8 +110,6 @@ mod tests {
         let state = State {
             events,
             missing: kinds.iter().copied().collect(),
-            first: Vec::new(),
-            later: Vec::new(),
             broken: BTreeSet::new(),
             is_interrupted: false,
         };
@@ -133,22 +117,20 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_told_before_every_kind_was_listed_and_nothing_is_lost() {
+    fn that_all_was_told_is_told_once_when_every_kind_was_listed() {
         let (joined, mut receiver) = joined(&[Kind::Node, Kind::Pod]);
-        let key = ObjectKey::cluster(Kind::Node, "worker1");
-        let node = Object::new(&key, json!({}));
-        joined.listed(Kind::Node, vec![node.clone()]);
-        joined.told(WatchEvent::Deleted(key.clone()));
+        let node = Object::new(&ObjectKey::cluster(Kind::Node, "worker1"), json!({}));
+        let applied = WatchEvent::Applied(node);
+        joined.told(applied.clone());
+        joined.listed(Kind::Node);
         joined.broke(Kind::Node);
+        assert_eq!(receiver.try_recv(), Ok(applied));
         assert!(receiver.try_recv().is_err());
-        joined.listed(Kind::Pod, vec![]);
+        for kind in [Kind::Pod, Kind::Node] {
+            joined.listed(kind);
+        }
         let told: Vec<WatchEvent> = std::iter::from_fn(|| receiver.try_recv().ok()).collect();
-        let want = [
-            WatchEvent::Restarted(vec![node]),
-            WatchEvent::Deleted(key),
-            WatchEvent::Interrupted,
-        ];
-        assert_eq!(told, want);
+        assert_eq!(told, [WatchEvent::Synced, WatchEvent::Interrupted]);
     }
 
     #[test]

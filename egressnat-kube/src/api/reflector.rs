@@ -1,6 +1,6 @@
 //! Follows the objects of one kind, through everything that an API server does.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::pin::pin;
 use std::time::{Duration, Instant};
@@ -10,21 +10,21 @@ use futures::TryStreamExt;
 use kube::Client;
 use kube::core::WatchEvent as Told;
 use kube::core::params::{ListParams, WatchParams};
-use serde::Deserialize;
 use serde_json::Value;
 use thiserror::Error;
 
 use super::REQUEST;
 use super::joined::Joined;
+use super::page::Page;
 use super::path::{definition, of_kind};
 use super::slim::slim;
 use crate::kind::Kind;
 use crate::lease::lease_node;
-use crate::object::{Object, ObjectKey, fnv1a64};
+use crate::object::{Object, ObjectKey};
 use crate::store::WatchEvent;
 
-/// Objects per page of a list.
-const PAGE: u32 = 500;
+/// Objects per page of a list. A page is in memory as text, three times over for a moment, and a pod or a node may be 20 kB of it.
+const PAGE: u32 = 100;
 
 /// The API server sends a bookmark every minute: a watch that is silent for longer has been lost on the way.
 const SILENCE: Duration = Duration::from_secs(90);
@@ -78,21 +78,6 @@ impl Failure {
     }
 }
 
-#[derive(Deserialize)]
-struct Page {
-    metadata: PageMetadata,
-    #[serde(default)]
-    items: Vec<Value>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct PageMetadata {
-    resource_version: String,
-    #[serde(default)]
-    r#continue: String,
-}
-
 /// Follows one kind for ever.
 pub(super) struct Reflector {
     client: Client,
@@ -102,9 +87,8 @@ pub(super) struct Reflector {
     joined: Joined,
     /// Where to go on; none if everything has to be listed.
     version: Option<String>,
-    /// The objects that were told, and a hash of each.
+    /// The objects that were told, and the fingerprint of each.
     known: HashMap<ObjectKey, u64>,
-    is_listed: bool,
     /// What is told about a failure, until it is over.
     failing: Option<String>,
 }
@@ -119,7 +103,6 @@ impl Reflector {
             joined,
             version: None,
             known: HashMap::new(),
-            is_listed: false,
             failing: None,
         }
     }
@@ -206,13 +189,13 @@ impl Reflector {
                 None => return Ok(()),
                 Some(Told::Added(value) | Told::Modified(value)) => {
                     self.version = version_of(&value).or(self.version.take());
-                    if let Some(object) = self.object(value) {
+                    if let Some(object) = self.object(slim(kind, value)) {
                         self.saw(object);
                     }
                 }
                 Some(Told::Deleted(value)) => {
                     self.version = version_of(&value).or(self.version.take());
-                    if let Some(object) = self.object(value)
+                    if let Some(object) = self.object(slim(kind, value))
                         && self.known.remove(object.key()).is_some()
                     {
                         self.joined.told(WatchEvent::Deleted(object.key().clone()));
@@ -228,52 +211,48 @@ impl Reflector {
         }
     }
 
-    /// Lists everything, and tells it: all of it the first time, afterwards what differs.
+    /// Lists everything, and tells it page by page: all of it the first time, afterwards what differs.
     async fn list(&mut self) -> Result<String, Failure> {
-        let mut objects = Vec::new();
+        let mut gone: HashSet<ObjectKey> = self.known.keys().cloned().collect();
         let mut params = ListParams {
             field_selector: self.fields.clone(),
             limit: Some(PAGE),
             ..ListParams::default()
         };
         let version = loop {
-            let request = of_kind(self.kind).list(&params)?;
-            let page: Page = tokio::time::timeout(REQUEST, self.client.request(request))
-                .await
-                .map_err(|_| Failure::Timeout)?
-                .map_err(|error| Failure::of(self.kind, error))?;
-            objects.extend(page.items.into_iter().filter_map(|item| self.object(item)));
+            let page = self.page(&params).await?;
+            for item in page.items {
+                if let Some(object) = self.object(item) {
+                    gone.remove(object.key());
+                    self.saw(object);
+                }
+            }
             if page.metadata.r#continue.is_empty() {
                 break page.metadata.resource_version;
             }
             params.continue_token = Some(page.metadata.r#continue);
         };
-        if self.is_listed {
-            let mut gone = std::mem::take(&mut self.known);
-            for object in objects {
-                if let Some(hash) = gone.remove(object.key()) {
-                    self.known.insert(object.key().clone(), hash);
-                }
-                self.saw(object);
-            }
-            for key in gone.into_keys() {
-                self.joined.told(WatchEvent::Deleted(key));
-            }
-        } else {
-            self.known = objects
-                .iter()
-                .map(|object| (object.key().clone(), hash(object)))
-                .collect();
-            self.joined.listed(self.kind, objects);
-            self.is_listed = true;
+        for key in gone {
+            self.known.remove(&key);
+            self.joined.told(WatchEvent::Deleted(key));
         }
+        self.joined.listed(self.kind);
         self.version = Some(version.clone());
         Ok(version)
     }
 
-    /// The object in its slim form, if it concerns us.
+    async fn page(&self, params: &ListParams) -> Result<Page, Failure> {
+        let request = of_kind(self.kind).list(params)?;
+        let text = tokio::time::timeout(REQUEST, self.client.request_text(request))
+            .await
+            .map_err(|_| Failure::Timeout)?
+            .map_err(|error| Failure::of(self.kind, error))?;
+        Page::read(self.kind, &text).map_err(|error| Failure::Api(kube::Error::SerdeError(error)))
+    }
+
+    /// The object that a slim document is, if it concerns us.
     fn object(&self, value: Value) -> Option<Object> {
-        match Object::from_value(slim(self.kind, value)) {
+        match Object::from_value(value) {
             // Other programs have leases there, too.
             Ok(object) if self.kind == Kind::Lease => {
                 lease_node(object.key()).is_some().then_some(object)
@@ -288,8 +267,9 @@ impl Reflector {
 
     /// Tells an object unless it was told just so before.
     fn saw(&mut self, object: Object) {
-        let hash = hash(&object);
-        if self.known.insert(object.key().clone(), hash) != Some(hash) {
+        let fingerprint = object.fingerprint();
+        let known = self.known.insert(object.key().clone(), fingerprint);
+        if known != Some(fingerprint) {
             self.joined.told(WatchEvent::Applied(object));
         }
     }
@@ -309,10 +289,6 @@ fn field_selector(kind: Kind, node: &NodeName) -> Option<String> {
 fn version_of(value: &Value) -> Option<String> {
     let version = value.pointer("/metadata/resourceVersion")?.as_str()?;
     Some(version.to_owned())
-}
-
-fn hash(object: &Object) -> u64 {
-    fnv1a64(object.value().to_string().bytes())
 }
 
 /// An error with its causes, each once: some of kube's repeat theirs.

@@ -45,10 +45,6 @@ async fn told(watch: &mut Watch) -> String {
     };
     let event = tokio::time::timeout(Duration::from_secs(20), watch.next());
     match event.await.expect("an event").expect("the watch goes on") {
-        WatchEvent::Restarted(objects) => {
-            let all: Vec<String> = objects.iter().map(short).collect();
-            format!("all: {}", all.join(" "))
-        }
         WatchEvent::Applied(object) => format!("applied {}", short(&object)),
         WatchEvent::Deleted(key) => format!("deleted {}", key.name),
         event => format!("{event:?}"),
@@ -81,8 +77,16 @@ async fn a_watch_whose_history_is_gone_goes_on_with_the_difference() {
             }
         });
         let mut watch = store.watch(&groups()).unwrap();
-        assert_eq!(told(&mut watch).await, "all: a@1 b@2 c@3");
-        for want in ["applied b@11", "applied d@12", "deleted c", "applied d@21"] {
+        assert_eq!(told(&mut watch).await, "applied a@1");
+        for want in [
+            "applied b@2",
+            "applied c@3",
+            "Synced",
+            "applied b@11",
+            "applied d@12",
+            "deleted c",
+            "applied d@21",
+        ] {
             assert_eq!(told(&mut watch).await, want);
         }
     }
@@ -103,7 +107,13 @@ async fn an_outage_is_told_and_makes_no_object_disappear() {
         }
     });
     let mut watch = store.watch(&groups()).unwrap();
-    for want in ["all: a@1", "Interrupted", "Resumed", "applied b@11"] {
+    for want in [
+        "applied a@1",
+        "Synced",
+        "Interrupted",
+        "Resumed",
+        "applied b@11",
+    ] {
         assert_eq!(told(&mut watch).await, want);
     }
 }
@@ -130,7 +140,7 @@ async fn a_watch_goes_on_after_the_last_event_or_bookmark() {
         }
     });
     let mut watch = store.watch(&groups()).unwrap();
-    for want in ["all: ", "applied a@11", "deleted a"] {
+    for want in ["Synced", "applied a@11", "deleted a"] {
         assert_eq!(told(&mut watch).await, want);
     }
     let requests = requests.lock().unwrap();
@@ -150,7 +160,7 @@ async fn a_kind_that_is_not_defined_yet_is_waited_for() {
         _ => Answer::Open(String::new()),
     });
     let mut watch = store.watch(&groups()).unwrap();
-    assert_eq!(told(&mut watch).await, "all: a@1");
+    assert_eq!(told(&mut watch).await, "applied a@1");
 }
 
 #[tokio::test]
@@ -188,7 +198,9 @@ async fn long_lists_come_in_pages_and_pods_of_one_node_only() {
     });
     let request = WatchRequest::of(&[Kind::Pod]).of_node("worker1".parse().unwrap());
     let mut watch = store.watch(&request).unwrap();
-    assert_eq!(told(&mut watch).await, "all: a@- b@-");
+    for want in ["applied a@-", "applied b@-", "Synced"] {
+        assert_eq!(told(&mut watch).await, want);
+    }
     for request in requests.lock().unwrap().iter() {
         assert!(
             request.contains("fieldSelector=spec.nodeName%3Dworker1"),

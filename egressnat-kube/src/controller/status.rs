@@ -227,7 +227,7 @@ impl Run<'_> {
         let mut written = Vec::new();
         for kind in [Kind::NetworkGatewayGroup, Kind::AnthosNetworkGateway] {
             for object in self.index.objects(kind) {
-                let Some(own) = gateway_key(object) else {
+                let Some(own) = gateway_key(object.key()) else {
                     continue;
                 };
                 // The key in kube-system under which it is effective, if it is.

@@ -270,13 +270,13 @@ async fn renewals_alone_are_nothing_to_do() {
         }
         loop {
             let event = watch.next().await.unwrap();
-            let is_lease = match &event {
-                WatchEvent::Restarted(_) => true,
-                WatchEvent::Applied(object) => object.kind() == Kind::Lease,
+            let is_awaited = match &event {
+                WatchEvent::Synced => true,
+                WatchEvent::Applied(object) => node.is_some() && object.kind() == Kind::Lease,
                 _ => false,
             };
             controller.take(event);
-            if is_lease {
+            if is_awaited {
                 break;
             }
             controller.turn().await.ok();

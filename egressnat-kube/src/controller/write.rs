@@ -59,7 +59,7 @@ impl<S: ObjectStore> Controller<S> {
             .flat_map(|kind| self.index.objects(kind))
             .filter(|object| object.annotation(MIRROR_OF).is_some())
             .filter(|object| {
-                let key = gateway_key(object);
+                let key = gateway_key(object.key());
                 key.is_none_or(|key| {
                     gateways
                         .get(&key)

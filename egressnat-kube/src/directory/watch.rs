@@ -60,10 +60,8 @@ struct Follower {
 impl Follower {
     fn run(mut self, woken: &Receiver<()>) {
         self.scan.refresh(&self.directory);
-        self.told = self.objects();
-        let _ = self
-            .events
-            .send(WatchEvent::Restarted(self.told.values().cloned().collect()));
+        self.tell_changes();
+        let _ = self.events.send(WatchEvent::Synced);
         self.tell_errors();
         loop {
             match woken.recv_timeout(AUDIT) {

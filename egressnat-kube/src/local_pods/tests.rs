@@ -44,11 +44,9 @@ async fn pods_are_told_with_the_objects_and_then_as_they_come_and_go() {
     let pods = LocalPods::default();
     pods.put(&key("frontend-0"), &pod("10.10.1.2"));
     let mut watch = pods.beside(store).watch(&request()).unwrap();
-    let WatchEvent::Restarted(objects) = next(&mut watch).await else {
-        panic!("a watch starts with everything");
-    };
-    let names: Vec<&str> = objects.iter().map(Object::name).collect();
-    assert_eq!(names, ["frontend-0"]);
+    let told = object_of(&key("frontend-0"), &pod("10.10.1.2"));
+    assert_eq!(next(&mut watch).await, WatchEvent::Applied(told));
+    assert_eq!(next(&mut watch).await, WatchEvent::Synced);
 
     // The same name, another address.
     pods.put(&key("frontend-0"), &pod("10.10.1.3"));
@@ -73,7 +71,7 @@ async fn who_does_not_ask_for_pods_is_told_of_none() {
     pods.put(&key("frontend-0"), &pod("10.10.1.2"));
     let request = WatchRequest::of(&[Kind::Namespace]);
     let mut watch = pods.beside(store).watch(&request).unwrap();
-    assert_eq!(next(&mut watch).await, WatchEvent::Restarted(vec![]));
+    assert_eq!(next(&mut watch).await, WatchEvent::Synced);
 }
 
 #[tokio::test]

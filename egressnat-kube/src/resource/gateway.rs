@@ -25,18 +25,17 @@ struct GatewaySpec {
     floating_ips: Vec<String>,
 }
 
-/// The key of a gateway object; none for other kinds.
-pub(crate) fn gateway_key(object: &Object) -> Option<GatewayKey> {
-    let kind = match object.kind() {
+/// The planner's key of a gateway; none for other kinds.
+pub(crate) fn gateway_key(key: &ObjectKey) -> Option<GatewayKey> {
+    let kind = match key.kind {
         Kind::NetworkGatewayGroup => GatewayKind::NetworkGatewayGroup,
         Kind::AnthosNetworkGateway => GatewayKind::AnthosNetworkGateway,
         _ => return None,
     };
-    let namespace = object.namespace()?.parse().ok()?;
     Some(GatewayKey {
         kind,
-        namespace,
-        name: object.name().parse().ok()?,
+        namespace: key.namespace.as_ref()?.parse().ok()?,
+        name: key.name.parse().ok()?,
     })
 }
 

@@ -1,7 +1,6 @@
 use std::collections::BTreeSet;
-use std::net::IpAddr;
 
-use egressnat_core::model::{Labels, Pod, PodPhase, Role};
+use egressnat_core::model::{Health, Labels, Node, Pod, PodPhase, Role};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
@@ -48,16 +47,6 @@ struct NodeAddress {
     address: String,
 }
 
-/// What a `Node` object tells. Its subnets and health come from elsewhere.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct NodeFacts {
-    pub(crate) role: Role,
-    pub(crate) addresses: BTreeSet<IpAddr>,
-    pub(crate) pod_ranges: BTreeSet<IpNet>,
-    pub(crate) draining: bool,
-    pub(crate) capacity: Option<usize>,
-}
-
 /// `"true"` on a node that is to give its floating IPs away, whether it is cordoned or not (E35).
 const DRAIN: &str = "egressnat.io/drain";
 
@@ -69,21 +58,17 @@ const CONTROL_PLANE_LABELS: [&str; 2] = [
     "node-role.kubernetes.io/master",
 ];
 
-/// The planner's view of a node.
-pub(crate) fn node_of(object: &Object) -> Result<NodeFacts, InvalidObject> {
+/// The planner's view of a node: up, and without subnets, for its own object tells neither.
+pub(crate) fn node_of(object: &Object) -> Result<Node, InvalidObject> {
     let document: NodeDocument = object.parse()?;
     let is_control_plane = CONTROL_PLANE_LABELS
         .iter()
         .any(|label| document.metadata.labels.contains_key(*label));
-    let mut facts = NodeFacts {
-        role: if is_control_plane {
-            Role::ControlPlane
-        } else {
-            Role::Worker
-        },
-        draining: document.spec.unschedulable,
-        ..NodeFacts::default()
-    };
+    let mut node = Node::new(Health::Up);
+    if is_control_plane {
+        node.role = Role::ControlPlane;
+    }
+    node.draining = document.spec.unschedulable;
     let field = |annotation: &str| format!("metadata.annotations[{annotation}]");
     if let Some(text) = object.annotation(DRAIN) {
         let drain: bool = parse_at(
@@ -92,33 +77,31 @@ pub(crate) fn node_of(object: &Object) -> Result<NodeFacts, InvalidObject> {
             text,
             "drain: write \"true\" or \"false\"",
         )?;
-        facts.draining |= drain;
+        node.draining |= drain;
     }
     if let Some(text) = object.annotation(CAPACITY) {
         let want = "capacity: write a number of floating IPs";
-        facts.capacity = Some(parse_at(object, &field(CAPACITY), text, want)?);
+        node.capacity = Some(parse_at(object, &field(CAPACITY), text, want)?);
     }
     for (index, address) in document.status.addresses.iter().enumerate() {
         if address.kind == "InternalIP" {
             let field = format!("status.addresses[{index}].address");
-            facts
-                .addresses
+            node.addresses
                 .insert(parse_at(object, &field, &address.address, "IP address")?);
         }
     }
     if let Some(text) = &document.spec.pod_cidr {
-        facts
-            .pod_ranges
+        node.pod_ranges
             .insert(parse_range(object, "spec.podCIDR", text)?);
     }
     for (index, text) in document.spec.pod_cidrs.iter().enumerate() {
-        facts.pod_ranges.insert(parse_range(
+        node.pod_ranges.insert(parse_range(
             object,
             &format!("spec.podCIDRs[{index}]"),
             text,
         )?);
     }
-    Ok(facts)
+    Ok(node)
 }
 
 #[derive(Deserialize)]

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use egressnat_core::model::{Health, MasqueradeRules, NodeName, Snapshot};
 use egressnat_core::{Assignment, ClusterPlan, Planned, plan_cluster, plan_node};
-use egressnat_kube::{Index, Kind, ManifestError, Object, read_manifests};
+use egressnat_kube::{Index, ManifestError, Object, ObjectKey, read_manifests};
 use ipnet::IpNet;
 
 use crate::order::{Must, Order, Question};
@@ -13,6 +13,8 @@ use crate::scenario::Step;
 
 #[derive(Debug, Default)]
 pub(crate) struct Cluster {
+    /// Those that make sense.
+    objects: BTreeMap<ObjectKey, Object>,
     index: Index,
     down: BTreeSet<NodeName>,
     ranges: BTreeSet<IpNet>,
@@ -61,7 +63,7 @@ impl Cluster {
             match order.clone() {
                 Order::Apply(file) => self.apply(&file, &mut taken.refused),
                 Order::Delete(key) => {
-                    assert!(self.index.object(&key).is_some(), "there is no {key}");
+                    assert!(self.objects.remove(&key).is_some(), "there is no {key}");
                     self.index.delete(&key);
                 }
                 Order::Down(node) => assert!(self.down.insert(node), "{order:?}: is down"),
@@ -87,8 +89,15 @@ impl Cluster {
     fn apply(&mut self, file: &Path, refused: &mut Vec<String>) {
         let manifests = read_manifests(file);
         for object in manifests.objects {
-            let applied = self.index.apply(object);
-            refused.extend(applied.err().map(|error| error.to_string()));
+            match self.index.apply(object.clone()) {
+                Ok(()) => {
+                    self.objects.insert(object.key().clone(), object);
+                }
+                Err(error) => {
+                    self.objects.remove(object.key());
+                    refused.push(error.to_string());
+                }
+            }
         }
         refused.extend(manifests.errors.iter().map(|error| match error {
             ManifestError::Object {
@@ -105,14 +114,10 @@ impl Cluster {
 
     /// The same from scratch, with the objects in the opposite order.
     pub(crate) fn snapshot_in_reverse(&self) -> Snapshot {
-        let all = Kind::ALL.into_iter();
-        let mut objects: Vec<Object> = all
-            .flat_map(|kind| self.index.objects(kind))
-            .cloned()
-            .collect();
-        objects.reverse();
         let mut index = Index::default();
-        assert_eq!(index.reset(objects), []);
+        for object in self.objects.values().rev() {
+            assert_eq!(index.apply(object.clone()), Ok(()));
+        }
         self.complete(&index)
     }
 
