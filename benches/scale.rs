@@ -41,6 +41,9 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// How long the cluster is looked at while nothing happens.
 const REST: Duration = Duration::from_secs(60);
 
+/// How often a policy is edited.
+const EDITS: usize = 20;
+
 #[derive(Parser)]
 struct Arguments {
     #[arg(long, default_value_t = 1_000)]
@@ -195,6 +198,23 @@ fn main() -> Result<()> {
     println!("a policy more: in the agent's plan after {time:.2?}; requests until 5 s later:");
     std::thread::sleep(Duration::from_secs(5));
     measured::print_difference(&before, &requests(&cluster)?);
+
+    let (agent_cpu, controller_cpu) = (agent.process().cpu()?, controller.process().cpu()?);
+    for round in 0..EDITS {
+        cluster.edit_policy(0, round)?;
+        std::thread::sleep(Duration::from_millis(500));
+    }
+    std::thread::sleep(Duration::from_secs(2));
+    println!("an edit of a policy, with what is told of it in status:");
+    let each = |before: Duration, now: Duration| (now - before) / EDITS as u32;
+    println!(
+        "  agent {:.2?} CPU",
+        each(agent_cpu, agent.process().cpu()?)
+    );
+    println!(
+        "  controller {:.2?} CPU",
+        each(controller_cpu, controller.process().cpu()?)
+    );
     println!("agent: {}", agent.process().cost()?);
     println!("controller: {}", controller.process().cost()?);
     Ok(())

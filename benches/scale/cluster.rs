@@ -134,6 +134,15 @@ impl Cluster {
         )
     }
 
+    /// Gives a policy another destination, which is one event for everybody.
+    pub(crate) fn edit_policy(&self, n: usize, round: usize) -> Result<()> {
+        let path = format!("/apis/networking.gke.io/v1/egressnatpolicies/policy-{n}");
+        let request = Request::patch(path).header("Content-Type", "application/merge-patch+json");
+        let destination = json!({"cidr": format!("21.0.{round}.0/24")});
+        let edit = json!({"spec": {"destinations": [destination]}});
+        self.send([(request, edit)].into_iter())
+    }
+
     /// Whether every floating IP has its node.
     pub(crate) fn is_assigned(&self) -> Result<bool> {
         let text = self.kubectl(&["get", "ngg", "default", "-n", "kube-system", "-o", "json"])?;
