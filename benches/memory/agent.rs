@@ -45,7 +45,7 @@ impl ObjectStore for Telling {
                 tokio::task::yield_now().await;
             }
             let _ = sender.send(WatchEvent::Synced);
-            Ok::<(), StoreError>(pending().await)
+            pending::<Result<(), StoreError>>().await
         });
         Ok(Watch::new(events, task))
     }

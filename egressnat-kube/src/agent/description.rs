@@ -87,9 +87,6 @@ impl<S: ObjectStore> Description<S> {
 
     fn take(&self, event: WatchEvent) {
         match event {
-            WatchEvent::Restarted(objects) => {
-                self.seen.send_replace(objects.into_iter().next());
-            }
             WatchEvent::Applied(object) => {
                 self.seen.send_replace(Some(object));
             }
@@ -98,7 +95,10 @@ impl<S: ObjectStore> Description<S> {
                 self.seen.send_replace(None);
             }
             // The agent's loop tells the same of its own watch.
-            WatchEvent::Failed(_) | WatchEvent::Interrupted | WatchEvent::Resumed => {}
+            WatchEvent::Synced
+            | WatchEvent::Failed(_)
+            | WatchEvent::Interrupted
+            | WatchEvent::Resumed => {}
         }
     }
 
