@@ -11,6 +11,13 @@ impl TestLab {
         String::from_utf8_lossy(&output.unwrap().stdout).into_owned()
     }
 
+    /// Cordons a node, or takes that back.
+    fn set_unschedulable(&self, node: &str, is: bool) {
+        let mut object = self.object(&ObjectKey::cluster(Kind::Node, node));
+        object.value_mut()["spec"]["unschedulable"] = json!(is);
+        self.apply_objects(vec![object]).unwrap();
+    }
+
     /// Whether the kernel of a node would use .100 now: it has the address, and its deadline has not come.
     pub(super) fn is_used_on(&self, node: &str) -> bool {
         let address = FLOATING.to_string();
@@ -52,35 +59,45 @@ fn a_frozen_holder_falls_silent_before_another_has_its_address_e33() {
     lab.until_seen_as(&away, FLOATING);
 }
 
+/// How long packets wait for the next holder: the kernel asks for it three times, a second apart, and then drops them.
+const KERNELS_PATIENCE: Duration = Duration::from_millis(2500);
+
 #[test]
-fn a_drained_node_hands_its_address_over_and_its_pods_flows_go_on_e33_e35() {
+fn a_drained_node_hands_its_address_over_and_no_pod_loses_a_packet_e33_e35() {
     let lab = TestLab::with_policy();
-    let old = lab.holder();
-    let (beside, away) = lab.beside_and_away();
-    let [beside, away] = [beside, away].map(|pod| {
-        let traffic = Traffic::start(&lab.namespace(&pod).unwrap(), SERVER).unwrap();
-        traffic.wait_for_answers(10, PATIENCE).unwrap();
-        traffic
-    });
-    let mut node = lab.object(&ObjectKey::cluster(Kind::Node, old.as_str()));
-    node.value_mut()["spec"]["unschedulable"] = json!(true);
-    lab.apply_objects(vec![node]).unwrap();
-    until("another holder", PATIENCE, || {
-        (lab.holder() != old && lab.is_used_on(&lab.holder())).then_some(())
-    })
-    .unwrap();
-    assert!(!lab.is_used_on(&old));
-    let finish = |traffic: Traffic| {
-        traffic.wait_for_answers(10, PATIENCE).unwrap();
-        let observed = traffic.finish().unwrap();
-        eprintln!("{observed:?}");
-        assert_eq!(observed.sources, [FLOATING].into());
-        observed.sent - observed.answered
-    };
-    // Most wait for the next holder. How many do not is measured elsewhere: a busy machine takes long between two steps of a move.
-    // Those of a pod on the next holder come back with this node's own address, which no kernel takes.
-    for traffic in [beside, away] {
-        let lost = finish(traffic);
-        assert!(lost < 50, "{lost} packets, 20 ms apart");
+    for attempt in 1..=4 {
+        let old = lab.holder();
+        let (beside, away) = lab.beside_and_away();
+        let traffic = [beside, away].map(|pod| {
+            let traffic = Traffic::start(&lab.namespace(&pod).unwrap(), SERVER).unwrap();
+            traffic.wait_for_answers(10, PATIENCE).unwrap();
+            traffic
+        });
+        lab.set_unschedulable(&old, true);
+        until("another holder", PATIENCE, || {
+            (lab.holder() != old && lab.is_used_on(&lab.holder())).then_some(())
+        })
+        .unwrap();
+        assert!(!lab.is_used_on(&old));
+        let [on_old, on_next] = traffic.map(|traffic| {
+            traffic.wait_for_answers(10, PATIENCE).unwrap();
+            traffic.finish().unwrap()
+        });
+        let observed = [on_old, on_next];
+        for flow in &observed {
+            assert_eq!(flow.sources, [FLOATING].into());
+        }
+        if observed
+            .iter()
+            .all(|flow| flow.longest_gap < KERNELS_PATIENCE)
+        {
+            for flow in &observed {
+                assert_eq!(flow.sent, flow.answered, "{observed:?}");
+            }
+            return;
+        }
+        eprintln!("attempt {attempt} void, so slow a machine: {observed:?}");
+        lab.set_unschedulable(&old, false);
     }
+    panic!("the machine was always too slow to tell anything");
 }
