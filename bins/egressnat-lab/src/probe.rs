@@ -1,7 +1,8 @@
 //! What a client in a namespace sees: asking the servers, waiting for conditions, measuring gaps.
 
+use std::collections::BTreeSet;
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread::{self, JoinHandle};
@@ -56,7 +57,8 @@ pub fn seen_source(namespace: &str, server: Ipv4Addr, protocol: Protocol) -> Res
             Protocol::Udp => udp(server),
             Protocol::Http => http(server, "/"),
         };
-        parse_client(&text.with_context(|| format!("{protocol:?} to {server} got no answer"))?)
+        let text = text.with_context(|| format!("{protocol:?} to {server} got no answer"))?;
+        Ok(*parse_client(&text)?.ip())
     })?
 }
 
@@ -71,12 +73,13 @@ pub fn seen_pings(namespace: &str, server: Ipv4Addr) -> Result<Vec<String>> {
     })?
 }
 
-fn parse_client(text: &str) -> Result<Ipv4Addr> {
-    let address = text
-        .split(' ')
-        .nth(1)
-        .with_context(|| format!("the answer was {text:?}"))?;
-    Ok(address.parse()?)
+/// Whom a server says it sees: `client ADDRESS port PORT`, and more on further lines.
+fn parse_client(text: &str) -> Result<SocketAddrV4> {
+    let words: Vec<&str> = text.lines().next().unwrap_or_default().split(' ').collect();
+    let ["client", address, "port", port] = words[..] else {
+        bail!("the answer was {text:?}");
+    };
+    Ok(SocketAddrV4::new(address.parse()?, port.parse()?))
 }
 
 fn connect(server: Ipv4Addr, port: u16) -> Result<TcpStream> {
@@ -134,7 +137,9 @@ pub struct Observed {
     /// The longest time between two answers.
     pub longest_gap: Duration,
     /// The addresses that the server saw.
-    pub sources: std::collections::BTreeSet<Ipv4Addr>,
+    pub sources: BTreeSet<Ipv4Addr>,
+    /// The ports that it saw with them.
+    pub ports: BTreeSet<u16>,
 }
 
 /// Time between two questions.
@@ -209,9 +214,9 @@ fn ask(socket: &UdpSocket, stop: &AtomicBool, answers: &AtomicU32) -> Result<Obs
             last_answer = now;
             observed.answered += 1;
             answers.store(observed.answered, Ordering::Relaxed);
-            observed
-                .sources
-                .insert(parse_client(&String::from_utf8_lossy(&buffer[..length]))?);
+            let seen = parse_client(&String::from_utf8_lossy(&buffer[..length]))?;
+            observed.sources.insert(*seen.ip());
+            observed.ports.insert(seen.port());
         }
     }
     observed.longest_gap = observed

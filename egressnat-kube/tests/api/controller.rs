@@ -180,6 +180,53 @@ fn what_is_wrong_is_told_once_by_an_event_that_describe_shows_e21_e22_e23() {
 }
 
 #[test]
+fn a_node_that_kubectl_cordons_gives_its_addresses_away_and_takes_none_back_e32_e35() {
+    let (cluster, agents) = cluster();
+    let _controller = cluster.controller("first", None);
+    cluster.apply(&group("default", &["192.168.1.100"]));
+    let holder = || {
+        let status = cluster.find(&COPY)?["status"].take();
+        Some(holders(&status).first()?.1.clone())
+    };
+    let old = until("a holder", holder);
+    // In the plans of the agents, and so in their kernels.
+    let uses = |node: &str| {
+        let agent = &agents[usize::from(node == "worker2")];
+        let plan = agent.plan();
+        plan.is_some_and(|plan| !plan.floating_ips.is_empty())
+    };
+    until("the holder to use it", || uses(&old).then_some(()));
+    cluster.server.ok(&["cordon", &old]);
+    let new = until("another holder", || holder().filter(|now| *now != old));
+    until("it to use the address", || uses(&new).then_some(()));
+    assert!(!uses(&old), "two owners");
+    cluster.server.ok(&["uncordon", &old]);
+    cluster.await_renewals(6);
+    assert_eq!((holder(), uses(&new)), (Some(new), true), "E32");
+    assert!(!uses(&old));
+}
+
+#[test]
+fn an_address_that_no_node_can_have_is_told_until_one_can_e34() {
+    let (cluster, agents) = cluster();
+    let _controller = cluster.controller("first", None);
+    cluster.apply(&group("default", &["192.168.1.100", "10.9.9.9"]));
+    until("what can be assigned", || {
+        (holders(&cluster.find(&COPY)?["status"]).len() == 1).then_some(())
+    });
+    let condition = cluster.until_condition(&COPY, "Assigned", ("False", "Unassigned"));
+    assert!(condition["message"].as_str().unwrap().contains("10.9.9.9"));
+    cluster.until_event("Unassigned", "default");
+    cluster.apply(&group("default", &["192.168.1.100"]));
+    cluster.until_condition(&COPY, "Assigned", ("True", "Assigned"));
+    // Nobody is up.
+    drop(agents);
+    let condition = cluster.until_condition(&COPY, "Assigned", ("False", "Unassigned"));
+    let message = condition["message"].as_str().unwrap();
+    assert!(message.contains("192.168.1.100"), "{message}");
+}
+
+#[test]
 fn a_node_without_addresses_does_no_harm_and_holds_nothing_without_an_agent_e2() {
     let (cluster, _agents) = cluster();
     let _controller = cluster.controller("first", None);

@@ -140,6 +140,16 @@ impl Lab {
         Ok(command.output()?)
     }
 
+    /// Kills the controller (SIGKILL) and starts another.
+    ///
+    /// # Errors
+    ///
+    /// The lab is not up.
+    pub fn restart_controller(&self) -> Result<()> {
+        process::kill_all(&self.directory, |role| role.starts_with("controller@"))?;
+        self.start_controller()
+    }
+
     /// Kills a node's agent (SIGKILL) and starts another.
     ///
     /// # Errors

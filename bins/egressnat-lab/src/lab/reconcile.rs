@@ -141,7 +141,7 @@ impl Lab {
         Ok([option.to_owned(), path.display().to_string()])
     }
 
-    fn start_controller(&self) -> Result<()> {
+    pub(super) fn start_controller(&self) -> Result<()> {
         let beside_the_api = self.topology.control_plane();
         let namespace = self
             .control_plane

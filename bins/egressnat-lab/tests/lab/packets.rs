@@ -126,6 +126,59 @@ fn a_flow_outlives_the_death_of_its_gateway_with_its_address_and_port_e42() {
         [FLOATING].into(),
         "the same flow, never with another address"
     );
+    assert_eq!(observed.ports.len(), 1, "{observed:?}");
+}
+
+#[test]
+fn edits_of_policies_break_no_flow_that_they_do_not_concern_e44() {
+    let lab = TestLab::with_policy();
+    let (_, away) = lab.beside_and_away();
+    let namespace = lab.namespace(&away).unwrap();
+    let policy = |role: &str, range: &str| {
+        let gateway = "gatewayRef: {name: default, namespace: kube-system}";
+        let source =
+            format!("{{namespaceSelector: {{}}, podSelector: {{matchLabels: {{role: {role}}}}}}}");
+        let spec = format!(
+            "sources: [{source}], action: SNAT, destinations: [{{cidr: {range}}}], {gateway}"
+        );
+        format!(
+            "apiVersion: networking.gke.io/v1\nkind: EgressNATPolicy\nmetadata: {{name: other}}\nspec: {{{spec}}}\n"
+        )
+    };
+    let traffic = egressnat_lab::probe::Traffic::start(&namespace, SERVER).unwrap();
+    traffic.wait_for_answers(10, PATIENCE).unwrap();
+    let seen_by_other = |pod: &Target, want: Ipv4Addr| {
+        let namespace = lab.namespace(pod).unwrap();
+        let other = Ipv4Addr::new(9, 9, 9, 9);
+        until(&format!("{pod} to be seen as {want}"), PATIENCE, || {
+            let seen = seen_source(&namespace, other, Protocol::Udp).ok()?;
+            (seen == want).then_some(())
+        })
+        .unwrap();
+    };
+    let backend = pod("backend-0");
+    let (of_backend, of_away) = (lab.node_address(&backend), lab.node_address(&away));
+    // For another pod, for this one, for other destinations of it, and gone again.
+    lab.apply_text(&policy("backend", "9.9.9.0/24"));
+    seen_by_other(&backend, FLOATING);
+    lab.apply_text(&policy("frontend", "9.9.9.0/24"));
+    seen_by_other(&away, FLOATING);
+    seen_by_other(&backend, of_backend);
+    lab.apply_text(&policy("frontend", "9.9.0.0/24"));
+    seen_by_other(&away, of_away);
+    // The flow's own policy, but not what it says of the flow.
+    let text = std::fs::read_to_string(examples("v1").join("policy.yaml")).unwrap();
+    let wider = "- cidr: 8.8.8.0/24\n    - cidr: 9.9.9.0/24";
+    lab.apply_text(&text.replace("- cidr: 8.8.8.0/24", wider));
+    seen_by_other(&away, FLOATING);
+    lab.apply_text(&text);
+    seen_by_other(&away, of_away);
+    traffic.wait_for_answers(10, PATIENCE).unwrap();
+    let observed = traffic.finish().unwrap();
+    // The last question may be on its way.
+    assert!(observed.sent - observed.answered <= 1, "{observed:?}");
+    let seen = (observed.sources, observed.ports.len());
+    assert_eq!(seen, ([FLOATING].into(), 1));
 }
 
 #[test]

@@ -77,6 +77,41 @@ fn a_killed_agent_loses_no_packet_and_its_successor_rewrites_nothing_e45() {
     }
 }
 
+#[test]
+fn a_killed_controller_loses_no_packet_and_its_successor_rewrites_nothing_e45() {
+    let lab = TestLab::with_policy();
+    let (_, away) = lab.beside_and_away();
+    lab.objects_at_rest();
+    let objects = || {
+        [
+            ObjectKey::cluster(Kind::EgressNatPolicy, "egress"),
+            ObjectKey::namespaced(Kind::NetworkGatewayGroup, "kube-system", "default"),
+            ObjectKey::namespaced(Kind::NetworkGatewayGroup, "cluster-cluster1", "default"),
+        ]
+        .map(|key| lab.object(&key))
+    };
+    let before = objects();
+    let traffic = Traffic::start(&lab.namespace(&away).unwrap(), SERVER).unwrap();
+    traffic.wait_for_answers(10, PATIENCE).unwrap();
+    lab.restart_controller().unwrap();
+    // What comes next is the successor's work.
+    lab.apply_text(
+        "apiVersion: networking.gke.io/v1\nkind: NetworkGatewayGroup\n\
+         metadata: {name: second, namespace: kube-system}\nspec: {floatingIPs: [192.168.1.110]}\n",
+    );
+    let second = ObjectKey::namespaced(Kind::NetworkGatewayGroup, "kube-system", "second");
+    until("the second group to be programmed", PATIENCE, || {
+        (programmed(&lab.object(&second))?.0 == "True").then_some(())
+    })
+    .unwrap();
+    traffic.wait_for_answers(10, PATIENCE).unwrap();
+    let observed = traffic.finish().unwrap();
+    assert!(observed.sent - observed.answered <= 1, "{observed:?}");
+    let seen = (observed.sources, observed.ports.len());
+    assert_eq!(seen, ([FLOATING].into(), 1));
+    assert_eq!(objects(), before);
+}
+
 fn renewed(lab: &TestLab, node: &str) -> Value {
     let key = ObjectKey::namespaced(Kind::Lease, "kube-system", format!("egressnat-node-{node}"));
     lab.object(&key).at("/spec/renewTime").clone()
