@@ -96,9 +96,6 @@ impl Index {
     ///
     /// The object does not make sense: it counts as not there.
     pub fn apply(&mut self, object: Object) -> Result<(), InvalidObject> {
-        if self.knows(&object) {
-            return Ok(());
-        }
         self.delete(object.key());
         match self.convert(&object) {
             Ok(()) => {

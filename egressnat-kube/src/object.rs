@@ -79,9 +79,34 @@ impl fmt::Display for ObjectKey {
 
 /// FNV-1a, 64 bits: where processes of any release must come to the same number.
 pub(crate) fn fnv1a64(bytes: impl Iterator<Item = u8>) -> u64 {
-    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    })
+    let mut hash = Fnv1a64::default();
+    bytes.for_each(|byte| hash.take(byte));
+    hash.0
+}
+
+struct Fnv1a64(u64);
+
+impl Default for Fnv1a64 {
+    fn default() -> Self {
+        Self(0xcbf2_9ce4_8422_2325)
+    }
+}
+
+impl Fnv1a64 {
+    fn take(&mut self, byte: u8) {
+        self.0 = (self.0 ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+    }
+}
+
+impl std::io::Write for Fnv1a64 {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        bytes.iter().for_each(|byte| self.take(*byte));
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
 }
 
 /// An object of a known kind, as the JSON document it was written as: nothing that we do not know is lost.
@@ -248,7 +273,9 @@ impl Object {
 
     /// A hash of the whole document: what it says is kept in eight bytes, to know it again.
     pub(crate) fn fingerprint(&self) -> u64 {
-        fnv1a64(self.value.to_string().bytes())
+        let mut hash = Fnv1a64::default();
+        serde_json::to_writer(&mut hash, &self.value).expect("a hash takes every byte");
+        hash.0
     }
 
     /// Takes fields out of the document, each by its pointer.
