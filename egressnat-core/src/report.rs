@@ -25,6 +25,8 @@ pub enum Resource {
     Entry,
     /// An eBPF program on an interface.
     Program,
+    /// A pinned eBPF map.
+    Map,
     /// The tunnel device.
     Device,
     /// A route.
@@ -43,6 +45,7 @@ impl fmt::Display for Resource {
             Resource::Table => "table",
             Resource::Entry => "entry",
             Resource::Program => "program",
+            Resource::Map => "map",
             Resource::Device => "device",
             Resource::Route => "route",
             Resource::RoutingRule => "ip rule",

@@ -23,7 +23,7 @@ pub struct Config {
     pub rule_priority: u32,
     /// How long a plan's floating IPs may be used.
     pub floating_ip_use: FloatingIpUse,
-    /// How many pod addresses of each family the node can have. What is pinned keeps its size until cleanup.
+    /// How many pod addresses of each family the node can have.
     pub max_pods: u32,
     /// How programs are put on interfaces.
     pub attachment: Attachment,

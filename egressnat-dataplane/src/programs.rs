@@ -3,6 +3,8 @@
 mod attachment;
 mod clsact;
 mod layout;
+mod outgrown;
+mod pins;
 mod query;
 
 use std::collections::BTreeSet;
@@ -12,6 +14,7 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use aya::maps::MapError;
+use aya::pin::PinError;
 use aya::programs::links::{FdLink, LinkError, PinnedLink};
 use aya::programs::tc::{SchedClassifierLink, TcAttachOptions};
 use aya::programs::{LinkOrder, ProgramError, SchedClassifier, TcAttachType};
@@ -21,6 +24,7 @@ use thiserror::Error;
 use crate::config::{Config, Encapsulation};
 use crate::maps::Maps;
 use attachment::Mechanism;
+use pins::PinnedMaps;
 
 pub use attachment::Attachment;
 
@@ -56,6 +60,24 @@ pub enum ProgramsError {
         /// What is wrong with it.
         #[source]
         source: MapError,
+    },
+    /// A pinned map could not be opened, or its entries not be read.
+    #[error("could not use the pinned map {path}")]
+    PinnedMap {
+        /// Where it is pinned.
+        path: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        source: MapError,
+    },
+    /// A map could not be pinned again.
+    #[error("could not pin {path} again, from which the next run takes over")]
+    Pin {
+        /// Where.
+        path: PathBuf,
+        /// What the kernel said.
+        #[source]
+        source: PinError,
     },
     /// A map of another shape is pinned under the name of one of ours.
     #[error(
@@ -168,6 +190,7 @@ pub(crate) struct Programs {
     mechanism: Mechanism,
     /// What the kernel calls them, in the order of [`Hook::ALL`].
     ids: [u32; Hook::ALL.len()],
+    pinned: PinnedMaps,
 }
 
 impl Programs {
@@ -198,8 +221,10 @@ impl Programs {
             ebpf.take_map(name)
                 .expect("the object that we ship has this map")
         })?;
+        outgrown::take_over(&pins)?;
         let mut programs = Self {
             ebpf,
+            pinned: PinnedMaps::open(&pins)?,
             pins,
             mechanism,
             ids: Default::default(),
@@ -369,9 +394,20 @@ impl Programs {
                 query::attached(ifindex, hook.side()).is_ok_and(|ids| ids.contains(&own))
             }
             Mechanism::Clsact => {
-                clsact::attached(ifindex, hook.side()).is_ok_and(|id| id == Some(own))
+                let is_noted = hook.note(&self.pins, ifindex).exists();
+                is_noted && clsact::attached(ifindex, hook.side()).is_ok_and(|id| id == Some(own))
             }
         }
+    }
+
+    /// Whether all maps are still pinned.
+    pub(crate) fn are_pinned(&self) -> bool {
+        self.pinned.are_there()
+    }
+
+    /// Pins the maps again that somebody unpinned, in the bpffs `bpffs`, and gives their names.
+    pub(crate) fn restore_pins(&self, bpffs: &Path) -> Result<Vec<String>, ProgramsError> {
+        self.pinned.restore(bpffs)
     }
 
     /// The interfaces that have `steer` by an earlier run or this one, by index.

@@ -42,6 +42,13 @@ impl Dataplane {
             }
         }
         if doubts.links {
+            // First, as programs are pinned beside the maps.
+            match self.programs.restore_pins(&self.config.bpffs) {
+                Ok(maps) => maps
+                    .iter()
+                    .for_each(|map| wrote(report, true, Resource::Map, map)),
+                Err(error) => fail(report, "pinned eBPF maps", &error),
+            }
             self.ensure_tunnel(had_ipv6, report).await;
         }
     }

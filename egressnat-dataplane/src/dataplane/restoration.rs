@@ -103,7 +103,7 @@ fn has_moved(change: &Change, before: &Kept, now: &PodInterfaces) -> bool {
 }
 
 impl Dataplane {
-    /// Whether what nobody tells about is as it was put: programs and the tunnel device's setting, by the cheapest questions
+    /// Whether what nobody tells about is as it was put: pins, programs and the tunnel device's setting, by the cheapest questions
     /// there are.
     pub(super) fn is_in_place(&self) -> bool {
         let is_set = |family: &Family| is_tunnel_set(&self.config, *family);
@@ -111,7 +111,8 @@ impl Dataplane {
             return false;
         }
         let mut steered = self.steered.iter();
-        steered.all(|ifindex| self.programs.is_attached(Hook::Steer, *ifindex))
+        self.programs.are_pinned()
+            && steered.all(|ifindex| self.programs.is_attached(Hook::Steer, *ifindex))
             && [Hook::Encap, Hook::Decap]
                 .into_iter()
                 .all(|hook| self.programs.is_attached(hook, self.tunnel))

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use aya::maps::{MapInfo, MapType};
 
-use super::ProgramsError;
+use super::{ProgramsError, outgrown};
 use crate::config::Config;
 use crate::maps::MAX_EGRESS;
 
@@ -74,7 +74,7 @@ fn shapes(config: &Config) -> Vec<(&'static str, Shape)> {
     shapes
 }
 
-/// Fails if a map of another shape is pinned.
+/// Fails if a map of another shape is pinned. One of pods that differs in its size alone is set aside.
 pub(super) fn check(pins: &Path, config: &Config) -> Result<(), ProgramsError> {
     for (name, wanted) in shapes(config) {
         let path = pins.join(name);
@@ -89,7 +89,13 @@ pub(super) fn check(pins: &Path, config: &Config) -> Result<(), ProgramsError> {
             value: info.value_size() as usize,
             entries: info.max_entries(),
         };
-        if found != wanted {
+        let is_resized = name.starts_with("pods") && {
+            let entries = found.entries;
+            found != wanted && found == Shape { entries, ..wanted }
+        };
+        if is_resized {
+            outgrown::set_aside(&path)?;
+        } else if found != wanted {
             return Err(ProgramsError::Layout {
                 path,
                 found: found.to_string(),

@@ -64,28 +64,54 @@ fn what_is_missing_is_named() {
 fn a_pinned_map_of_another_shape_is_refused_and_left_alone() {
     let network = Network::new();
     network.apply_all("n2");
-    let mut larger = network.config("n1");
-    larger.max_pods *= 2;
-    let text = refusal(&network, larger.clone(), &[]);
+    let config = network.config("n1");
+    let pins = network.pins("n1").join("v1");
+    // Both are of numbers to numbers.
+    std::fs::rename(pins.join("peers"), pins.join("vnis")).unwrap();
+    let text = refusal(&network, config.clone(), &[]);
     assert_names(
         &text,
-        &["v1/pods", "65536 entries", "131072 entries", "cleanup"],
+        &["v1/vnis", "16384 entries", "1024 entries", "cleanup"],
     );
     assert_eq!(network.seen_by_tcp("10.10.1.2", SERVER), seen(FLOATING));
 
     // As told.
-    let config = larger.clone();
-    network.enter("n1", move || {
-        runtime().block_on(egressnat_dataplane::cleanup(&config))
-    });
-    let report = network.enter("n1", move || {
-        runtime().block_on(async {
-            let mut dataplane = Dataplane::open(larger).await.unwrap();
+    assert_eq!(network.clean("n1").failures, []);
+    assert_eq!(network.apply("n1", plan("n1", "n2")).failures, []);
+    assert_eq!(network.seen_by_tcp("10.10.1.2", SERVER), seen(FLOATING));
+}
+
+#[test]
+fn a_map_of_pods_of_another_size_is_taken_over_with_what_it_has() {
+    let network = Network::new();
+    network.apply_all("n2");
+    network.watch_for_leaks();
+    let mut config = network.config("n1");
+    let _sender = network.send_every("10.10.1.2", SERVER, Duration::from_micros(500));
+    let apply = |config: Config| {
+        network.open_with("n1", config, async |mut dataplane| {
             dataplane.apply(&plan("n1", "n2")).await
         })
-    });
-    assert_eq!(report.failures, []);
+    };
+    for pods in [1 << 17, 4] {
+        config.max_pods = pods;
+        let report = apply(config.clone());
+        assert_eq!((report.changes, report.failures), (0, vec![]), "{pods}");
+        assert_eq!(network.seen_by_tcp("10.10.1.2", SERVER), seen(FLOATING));
+    }
+    // Where not all find room, each that does not is told.
+    config.max_pods = 1;
+    let report = apply(config.clone());
+    assert_eq!(report.failures.len(), 1, "{report:?}");
+    assert_names(&report.failures[0].message, &["map pods is full"]);
+    config.max_pods = 1 << 16;
+    assert_eq!(apply(config).failures, []);
     assert_eq!(network.seen_by_tcp("10.10.1.2", SERVER), seen(FLOATING));
+    let pins = std::fs::read_dir(network.pins("n1").join("v1")).unwrap();
+    let pins = pins.map(|pin| pin.unwrap().file_name().into_string().unwrap());
+    let set_aside: Vec<String> = pins.filter(|name| name.contains("outgrown")).collect();
+    assert_eq!(set_aside, [""; 0]);
+    assert_eq!(network.leaked(), 0);
 }
 
 #[test]

@@ -1,11 +1,12 @@
 //! What others remove or alter is back within a second, and told.
 
+use std::collections::BTreeSet;
 use std::sync::mpsc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use egressnat_core::{NodePlan, Resource, Restored};
-use egressnat_dataplane::{Config, Dataplane, TableOwnership};
+use egressnat_dataplane::{Attachment, Config, Dataplane, TableOwnership};
 use tokio::sync::oneshot;
 
 use crate::network::{FLOATING, Network, SERVER, plan, runtime};
@@ -243,4 +244,42 @@ fn links_addresses_routes_rules_and_programs_come_back_within_a_second() {
         network.seen_by_tcp("10.10.1.2", SERVER).as_deref(),
         Some(FLOATING)
     );
+}
+
+#[test]
+fn pins_that_somebody_deletes_are_back_within_a_second_and_the_next_run_takes_over_from_them() {
+    for attachment in [Attachment::Tcx, Attachment::Clsact] {
+        let mut network = Network::new();
+        network.attachment = attachment;
+        network.apply("n2", plan("n2", "n2"));
+        let config = network.config("n1");
+        let keeper = network.keep("n1", config.clone(), plan("n1", "n2"));
+        let pinned = || {
+            let pins = std::fs::read_dir(network.pins("n1").join("v1")).unwrap();
+            let names = pins.map(|pin| pin.unwrap().file_name().into_string().unwrap());
+            // Who made the queueing disciplines is not known any more.
+            names
+                .filter(|name| !name.starts_with("qdisc"))
+                .collect::<BTreeSet<String>>()
+        };
+        let before = pinned();
+        let restored = keeper.restores(Resource::Map, "rm -r egressnat", || {
+            std::fs::remove_dir_all(network.pins("n1")).unwrap();
+        });
+        let maps = restored.iter().filter(|one| one.resource == Resource::Map);
+        assert!(maps.count() > 5, "{restored:?}");
+        drop(keeper);
+        assert_eq!(pinned(), before, "{attachment:?}");
+        assert_eq!(
+            network.seen_by_tcp("10.10.1.2", SERVER).as_deref(),
+            Some(FLOATING)
+        );
+        // Maps and programs are those of before.
+        let report = network.apply("n1", plan("n1", "n2"));
+        assert_eq!(
+            (report.changes, report.failures),
+            (0, vec![]),
+            "{attachment:?}"
+        );
+    }
 }
