@@ -231,6 +231,14 @@ impl Dataplane {
         let added = self.network.add_floating_ips(&self.uplink, &missing).await;
         let added = work.take(added);
         self.kept.addresses.extend(&added);
+        // Where the address could not be had, the node's own pods do not leave with it either.
+        for address in missing {
+            if !self.kept.addresses.contains(&address)
+                && let Err(error) = self.egress.set_local(&mut self.maps, address, false)
+            {
+                work.fail(address, &error);
+            }
+        }
         for address in there.into_iter().chain(added) {
             if let IpAddr::V4(address) = address {
                 self.prober.hold(address);
