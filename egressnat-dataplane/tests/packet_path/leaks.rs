@@ -8,6 +8,7 @@ use egressnat_core::{NodePlan, PolicySetId, Resource};
 
 use crate::guard::{detach, without};
 use crate::network::{FLOATING, Network, OTHER_SERVER, SERVER, eventually, plan};
+use crate::restart::Agent;
 
 /// Between two datagrams: often enough to hit any gap of a millisecond.
 const PAUSE: Duration = Duration::from_micros(200);
@@ -92,6 +93,33 @@ fn nothing_leaks_while_others_take_away_rule_route_device_and_programs_under_an_
         network.exec("n1", "nft flush ruleset");
         network.until_translated();
         network.assert_no_leak("ruleset flushed", round);
+    }
+}
+
+#[test]
+fn nothing_leaks_while_the_agent_is_frozen_and_others_take_away_what_it_keeps() {
+    let (network, _sender) = under_fire("n2");
+    let mut agent = Agent::start(&network, "n1", "n2");
+    assert_eq!(agent.applied(), [0, 0]);
+    let interface = network.exec("n1", "cat /sys/class/net/veth2/ifindex");
+    let pin = network
+        .pins("n1")
+        .join(format!("v1/link_steer_{}", interface.trim()));
+    for round in 0..rounds() {
+        agent.freeze();
+        network.ip("n1", "link del egressnat0");
+        let blocked = network.counted("n1", "egressnat", "no_tunnel");
+        eventually(true, || {
+            network.counted("n1", "egressnat", "no_tunnel") > blocked
+        });
+        network.assert_no_leak("frozen, without a tunnel", round);
+        detach(&pin);
+        let undecided = network.undecided();
+        eventually(true, || network.undecided() > undecided);
+        // What it has in memory is not what is there any more.
+        agent.thaw();
+        network.until_translated();
+        network.assert_no_leak("thawed", round);
     }
 }
 

@@ -41,14 +41,14 @@ fn agent_process() {
     });
 }
 
-/// An agent that is killed when dropped.
-struct Agent {
+/// An agent in a process of its own, which is killed when this is dropped.
+pub(crate) struct Agent {
     child: Child,
     lines: BufReader<ChildStdout>,
 }
 
 impl Agent {
-    fn start(network: &Network, node: &str, holder: &str) -> Self {
+    pub(crate) fn start(network: &Network, node: &str, holder: &str) -> Self {
         let mut child = Command::new("ip")
             .args(["netns", "exec", &network.namespace(node)])
             .arg(std::env::current_exe().unwrap())
@@ -64,7 +64,7 @@ impl Agent {
     }
 
     /// How much the next plan wrote, and how much failed.
-    fn applied(&mut self) -> [u64; 2] {
+    pub(crate) fn applied(&mut self) -> [u64; 2] {
         loop {
             let mut line = String::new();
             assert!(self.lines.read_line(&mut line).unwrap() > 0, "it ended");
@@ -73,6 +73,28 @@ impl Agent {
                 return [numbers.next().unwrap(), numbers.next().unwrap()];
             }
         }
+    }
+
+    /// Stops it between any two instructions, to go on when it is thawed.
+    pub(crate) fn freeze(&self) {
+        self.signal("-STOP");
+        eventually(true, || self.is_frozen());
+    }
+
+    pub(crate) fn thaw(&self) {
+        self.signal("-CONT");
+        eventually(false, || self.is_frozen());
+    }
+
+    fn signal(&self, name: &str) {
+        let id = self.child.id().to_string();
+        let sent = Command::new("kill").args([name, &id]).status();
+        assert!(sent.unwrap().success());
+    }
+
+    fn is_frozen(&self) -> bool {
+        let state = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id()));
+        state.unwrap().contains(") T ")
     }
 
     /// SIGKILL, between any two instructions. What it said until then.
