@@ -1,7 +1,7 @@
 //! The Linux packet path of egressnat: it makes a [`NodePlan`](egressnat_core::NodePlan) real in the kernel.
 //!
-//! **Promise**: [`Dataplane::apply`] makes no choices. It reads what the kernel has, writes what differs, and reports every
-//! failure with its object. Applied twice, the second time writes nothing.
+//! **Promise**: [`Dataplane::apply`] makes no choices. It knows what the kernel has, writes what differs, and reports every
+//! failure with its object. Applied twice, the second time writes nothing. What others did before it is called, it sees.
 //!
 //! ```text
 //!  source node                                             gateway node
