@@ -41,6 +41,7 @@ use crate::redecide::{affected_pods, forget_stale};
 use crate::segment::Segment;
 use applicable::applicable;
 use doubt::Doubts;
+use host::HostFindings;
 use kept::Kept;
 use observe::Located;
 use reboot::restore_guard;
@@ -110,6 +111,7 @@ pub struct Dataplane {
     kept: Kept,
     doubts: Doubts,
     located: Option<Located>,
+    host: HostFindings,
     /// By which what others did is told from what the plan changed.
     restoration: Restoration,
     guard_file: Option<GuardFile>,
@@ -187,6 +189,7 @@ impl Dataplane {
             kept: Kept::default(),
             doubts: Doubts::ALL,
             located: None,
+            host: HostFindings::default(),
             restoration: Restoration::default(),
             guard_file,
             _lock: lock,
@@ -272,11 +275,11 @@ impl Dataplane {
         };
         let mut findings = Vec::new();
         self.notice();
-        let doubts = std::mem::replace(&mut self.doubts, Doubts::NONE);
+        // What fails, or is cut off, may have been done in part.
+        let doubts = std::mem::replace(&mut self.doubts, Doubts::ALL);
         self.make(plan, doubts, &mut report, &mut findings).await;
-        // What failed may have been done in part.
-        if !report.failures.is_empty() {
-            self.doubts = Doubts::ALL;
+        if report.failures.is_empty() {
+            self.doubts = Doubts::NONE;
         }
         report.failures.extend(findings);
         report
@@ -345,7 +348,7 @@ impl Dataplane {
         }
         report.floating_ips = self.usable();
         findings.extend(self.tell_claims(&report.floating_ips, needed));
-        findings.extend(self.look_at_host(plan, &interfaces));
+        findings.extend(self.look_at_host(plan, &interfaces, doubts));
         if let Some(file) = &mut self.guard_file
             && let Err(error) = file.keep(GuardedRanges::of(&desired))
         {

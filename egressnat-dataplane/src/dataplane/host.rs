@@ -6,12 +6,21 @@ use std::net::IpAddr;
 use egressnat_core::{Failure, NodePlan};
 
 use super::applicable::asks_for;
+use super::doubt::Doubts;
 use super::{Dataplane, failure};
 use crate::host::{tracked_connections, wrong_settings};
 use crate::network::forwarding;
 use crate::nft::{Ruleset, SetName};
 use crate::port_use::{PortUse, PortUseError, port_use, scarce};
 use crate::ports::PodInterfaces;
+
+/// What was found wrong with the host when it was looked at last.
+#[derive(Default)]
+pub(super) struct HostFindings {
+    /// Whether the node had floating IPs then.
+    holds: bool,
+    findings: Vec<Failure>,
+}
 
 impl Dataplane {
     /// The use of the ports of the floating IPs that this node translates to, the most used first, by asking connection tracking.
@@ -27,8 +36,26 @@ impl Dataplane {
         Ok(port_use(&addresses)?)
     }
 
-    /// Tells settings of the host that keep traffic from flowing as planned, and ports that run out.
-    pub(super) fn look_at_host(&self, plan: &NodePlan, interfaces: &PodInterfaces) -> Vec<Failure> {
+    /// Tells settings of the host that keep traffic from flowing as planned, and ports that run out. Nobody tells of either, and
+    /// looking costs more than a plan that changes little: so it is done when all is read again, and when floating IPs come to a node
+    /// that had none.
+    pub(super) fn look_at_host(
+        &mut self,
+        plan: &NodePlan,
+        interfaces: &PodInterfaces,
+        doubts: Doubts,
+    ) -> Vec<Failure> {
+        let holds = !plan.floating_ips.is_empty();
+        if doubts == Doubts::ALL || holds != self.host.holds {
+            self.host = HostFindings {
+                holds,
+                findings: self.find_wrong(plan, interfaces),
+            };
+        }
+        self.host.findings.clone()
+    }
+
+    fn find_wrong(&self, plan: &NodePlan, interfaces: &PodInterfaces) -> Vec<Failure> {
         let mut findings = Vec::new();
         for family in &self.families {
             if let Err(name) = forwarding(*family)

@@ -88,8 +88,10 @@ impl Events {
             return std::future::pending().await;
         };
         let mut events = Vec::new();
-        while let Ok(told) = ready.try_io(|socket| socket.get_ref().recv_from_full()) {
-            self.take(told.map(|(bytes, _)| bytes), &mut events);
+        while let Ok(told) = ready.try_io(|socket| receive(socket.get_ref())) {
+            if self.take(told, &mut events) == Rest::Unknown {
+                break;
+            }
         }
         events
     }
@@ -98,24 +100,48 @@ impl Events {
     pub(super) fn take_all(&self) -> Vec<Event> {
         let mut events = Vec::new();
         loop {
-            match self.socket.get_ref().recv_from_full() {
+            match receive(self.socket.get_ref()) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return events,
-                told => self.take(told.map(|(bytes, _)| bytes), &mut events),
+                told => {
+                    if self.take(told, &mut events) == Rest::Unknown {
+                        return events;
+                    }
+                }
             }
         }
     }
 
-    fn take(&self, told: io::Result<Vec<u8>>, events: &mut Vec<Event>) {
-        // Lost messages are told as an error: whatever they were about.
-        let Ok(bytes) = told else {
-            return events.push(Event::Other);
+    fn take(&self, told: io::Result<Vec<u8>>, events: &mut Vec<Event>) -> Rest {
+        let bytes = match told {
+            Ok(bytes) => bytes,
+            // Lost messages are told like this: whatever they were about.
+            Err(error) => {
+                events.push(Event::Other);
+                return match error.raw_os_error() {
+                    Some(libc::ENOBUFS) => Rest::MayCome,
+                    _ => Rest::Unknown,
+                };
+            }
         };
         let event = match NetlinkMessage::deserialize(&bytes).map(|message| message.payload) {
             Ok(NetlinkPayload::InnerMessage(message)) => event_of(&message, self.route_table),
             _ => Some(Event::Other),
         };
         events.extend(event);
+        Rest::MayCome
     }
+}
+
+/// Whether there may be more behind what was read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Rest {
+    MayCome,
+    /// The socket does not work: asked again at once, it would say so again.
+    Unknown,
+}
+
+fn receive(socket: &Socket) -> io::Result<Vec<u8>> {
+    socket.recv_from_full().map(|(bytes, _)| bytes)
 }
 
 /// What a notification is about, if it may matter.

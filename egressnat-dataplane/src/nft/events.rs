@@ -57,6 +57,8 @@ impl Events {
         loop {
             match receive(self.socket.get_ref()) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return is_ours,
+                // Any other error than lost messages would come again and again.
+                Err(error) if error.raw_os_error() != Some(libc::ENOBUFS) => return true,
                 told => is_ours |= self.concern(told),
             }
         }

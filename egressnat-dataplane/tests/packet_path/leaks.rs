@@ -106,6 +106,8 @@ fn nothing_leaks_while_the_agent_is_frozen_and_others_take_away_what_it_keeps() 
         .pins("n1")
         .join(format!("v1/link_steer_{}", interface.trim()));
     for round in 0..rounds() {
+        // A program is pinned after it is attached.
+        eventually(true, || pin.exists());
         agent.freeze();
         network.ip("n1", "link del egressnat0");
         let blocked = network.counted("n1", "egressnat", "no_tunnel");
