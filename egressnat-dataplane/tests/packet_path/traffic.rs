@@ -69,9 +69,9 @@ fn echo_requests_are_translated_on_the_wire() {
     for pod in PODS {
         assert!(network.is_pinged(pod, SERVER), "{pod}");
     }
-    let requests =
-        wire.count(|p| p.icmp() == Some((8, 0)) && p.is_from(FLOATING) && p.is_to(SERVER));
-    assert_eq!(requests, PODS.len());
+    eventually(PODS.len(), || {
+        wire.count(|p| p.icmp() == Some((8, 0)) && p.is_from(FLOATING) && p.is_to(SERVER))
+    });
     assert_eq!(wire.count(|p| p.is_from(PODS[0]) || p.is_from(PODS[1])), 0);
 }
 
