@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
 use egressnat_kube::{Applied, Kind};
-use egressnat_lab::{Lab, ObjectPlace, Target, UpOptions, demo, get, server};
+use egressnat_lab::{Cut, Lab, ObjectPlace, Target, UpOptions, demo, get, server};
 
 /// A cluster of network namespaces on this machine, with egressnat in it.
 #[derive(Parser)]
@@ -92,6 +92,18 @@ enum Command {
         /// The node.
         node: String,
     },
+    /// Kills the controller (SIGKILL) and starts another.
+    RestartController,
+    /// Cuts a node off from everybody, until 'mend'.
+    Cut {
+        /// The node.
+        node: String,
+        /// From the API server alone, where the lab has one.
+        #[arg(long)]
+        api: bool,
+    },
+    /// Ends all cuts.
+    Mend,
     /// Takes the lab down; nothing is left.
     Down,
     /// The tour: from the seeds' manifests to a server that sees the floating IP, before and after a gateway's death.
@@ -159,6 +171,10 @@ fn main() -> Result<ExitCode> {
         Command::Freeze { node } => lab.freeze(&node)?,
         Command::Thaw { node } => lab.thaw(&node)?,
         Command::RestartAgent { node } => lab.restart_agent(&node)?,
+        Command::RestartController => lab.restart_controller()?,
+        Command::Cut { node, api: true } => lab.cut(Cut::FromApiServer(&node))?,
+        Command::Cut { node, api: false } => lab.cut(Cut::Off(&node))?,
+        Command::Mend => lab.mend()?,
         Command::Down => lab.down()?,
         Command::Demo { api } => demo::run(&lab, place(api), &mut std::io::stdout())?,
         Command::Kubeconfig => println!("{}", lab.kubeconfig()?.display()),

@@ -342,6 +342,26 @@ fn a_packet_too_big_for_the_tunnel_is_answered_with_what_fits() {
 }
 
 #[test]
+fn what_is_too_big_for_ipv6_follows_the_mtu_of_the_uplink() {
+    let network = Network::dual_stack();
+    network.apply_both("n2");
+    let pod = PODS[0];
+    for uplink in [1400, 1500, 1450] {
+        network.ip("n1", &format!("link set eth0 mtu {uplink}"));
+        assert_eq!(network.apply("n1", plan("n1", "n2")).failures, []);
+        network.ip(pod, "-6 route flush cache");
+        let fits = uplink - 70;
+        let payload = fits - 48 + 1;
+        let ping = format!("ping -6 -c1 -W1 -M do -s {payload} {SERVER6}");
+        let told = network.told(pod, &ping);
+        assert!(told.contains(&format!("mtu={fits}")), "{told}");
+        let routes = network.ip("n1", "-6 route show table 1190");
+        assert_eq!(routes.lines().count(), 1, "{routes}");
+    }
+    assert_eq!(network.apply("n1", plan("n1", "n2")).changes, 0);
+}
+
+#[test]
 fn a_floating_ip_of_ipv6_takes_no_new_connections_and_has_a_neighbor_entry() {
     let network = Network::dual_stack();
     network.apply_both("n2");
