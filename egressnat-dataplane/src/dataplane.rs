@@ -103,6 +103,8 @@ pub struct Dataplane {
     steered: BTreeSet<u32>,
     /// Those with a table: IPv4, and IPv6 since a plan first asked for it.
     families: BTreeSet<Family>,
+    /// Those of which a plan ever steered something.
+    steers: BTreeSet<Family>,
     /// Index of the tunnel device.
     tunnel: u32,
     /// What others do to our tables.
@@ -143,7 +145,7 @@ impl Dataplane {
         if let Some(ranges) = guard_file.as_ref().and_then(GuardFile::ranges) {
             opened += restore_guard(&mut nft.lock(), &config, ranges)?;
         }
-        let (tunnel, changes) = network.ensure_tunnel(&config, &uplink).await?;
+        let (tunnel, changes) = network.ensure_tunnel(&config, &uplink, false).await?;
         opened += changes.len();
         opened += usize::from(network.follow_mtu(&config, &mut uplink, &families).await?);
         if Ruleset::is_present(Family::Ipv6)? {
@@ -184,6 +186,7 @@ impl Dataplane {
             prober,
             steered,
             families,
+            steers: BTreeSet::new(),
             tunnel,
             table_events,
             kept: Kept::default(),

@@ -41,7 +41,8 @@ impl Dataplane {
                 Err(error) => fail(report, "table arp egressnat", &error),
             }
         }
-        if doubts.links {
+        let steered = self.begins_to_steer(plan);
+        if doubts.links || !steered.is_empty() {
             // First, as programs are pinned beside the maps.
             match self.programs.restore_pins(&self.config.bpffs) {
                 Ok(maps) => maps
@@ -49,13 +50,33 @@ impl Dataplane {
                     .for_each(|map| wrote(report, true, Resource::Map, map)),
                 Err(error) => fail(report, "pinned eBPF maps", &error),
             }
+            let before = report.restored.len();
             self.ensure_tunnel(had_ipv6, report).await;
+            // Made for the first time, it is not restored.
+            let made = report.restored.split_off(before);
+            let is_new =
+                |made: &Restored| made.resource == Resource::RoutingRule && !steered.is_empty();
+            report
+                .restored
+                .extend(made.into_iter().filter(|made| !is_new(made)));
         }
+    }
+
+    /// The families that a plan steers something of, and that none before did.
+    fn begins_to_steer(&mut self, plan: &NodePlan) -> BTreeSet<Family> {
+        let steered: BTreeSet<Family> = plan.egress_ips().into_iter().map(Family::of).collect();
+        let new = &steered - &self.steers;
+        self.steers.extend(&new);
+        new
     }
 
     /// The tunnel device with its programs, and the ways into it.
     async fn ensure_tunnel(&mut self, had_ipv6: bool, report: &mut Report) {
-        match self.network.ensure_tunnel(&self.config, &self.uplink).await {
+        let steers = self.steers.contains(&Family::Ipv4);
+        let tunnel = self
+            .network
+            .ensure_tunnel(&self.config, &self.uplink, steers);
+        match tunnel.await {
             Ok((index, changes)) => {
                 self.tunnel = index;
                 let is_right = changes.is_empty();
@@ -132,9 +153,10 @@ impl Dataplane {
 
     /// The tunnel's way for IPv6. Made for the first time, it is not restored.
     async fn ensure_ipv6_way(&mut self, was_there: bool, report: &mut Report) {
+        let steers = self.steers.contains(&Family::Ipv6);
         let made = self
             .network
-            .ensure_ipv6(&self.config, self.tunnel, &self.uplink);
+            .ensure_ipv6(&self.config, self.tunnel, &self.uplink, steers);
         match made.await {
             Ok(changes) => {
                 report.changes += changes.len();

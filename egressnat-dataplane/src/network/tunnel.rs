@@ -26,12 +26,13 @@ use crate::handover;
 const TUNNEL_ADDRESS: Ipv4Addr = Ipv4Addr::new(169, 254, 119, 119);
 
 impl Network {
-    /// Makes the tunnel device with its address, and IPv4's rule and route, as far as they are not there and right. Returns its
+    /// Makes the tunnel device with its address, and IPv4's way into it, as far as they are not there and right. Returns its
     /// index and what was written.
     pub(crate) async fn ensure_tunnel(
         &self,
         config: &Config,
         uplink: &Uplink,
+        steers: bool,
     ) -> Result<(u32, Vec<Restored>), NetworkError> {
         let name = config.tunnel_device.as_str();
         let mut changes = Vec::new();
@@ -75,16 +76,18 @@ impl Network {
         if self.set_rp_filter(name, index, LENIENT).await? {
             note(Resource::Setting, rp_filter_of(name));
         }
-        changes.extend(self.ensure_way(config, Family::Ipv4, index, uplink).await?);
+        let way = (Family::Ipv4, steers);
+        changes.extend(self.ensure_way(config, way, index, uplink).await?);
         Ok((index, changes))
     }
 
-    /// Gets the tunnel device ready for IPv6, with rule and route, as far as it is not. Returns what was written.
+    /// Gets the tunnel device ready for IPv6, with the way into it, as far as it is not. Returns what was written.
     pub(crate) async fn ensure_ipv6(
         &self,
         config: &Config,
         tunnel: u32,
         uplink: &Uplink,
+        steers: bool,
     ) -> Result<Vec<Restored>, NetworkError> {
         let mut changes = Vec::new();
         let setting = disable_ipv6_of(config);
@@ -94,24 +97,24 @@ impl Network {
                 object: setting,
             });
         }
-        changes.extend(
-            self.ensure_way(config, Family::Ipv6, tunnel, uplink)
-                .await?,
-        );
+        let way = (Family::Ipv6, steers);
+        changes.extend(self.ensure_way(config, way, tunnel, uplink).await?);
         Ok(changes)
     }
 
-    /// A route into the tunnel, and the rule that leads to it.
+    /// A route into the tunnel, and the rule that leads to it: a rule once this node steers anything, because from then on the kernel
+    /// looks up all its routes rule by rule, also when the rule is gone again.
     async fn ensure_way(
         &self,
         config: &Config,
-        family: Family,
+        (family, steers): (Family, bool),
         tunnel: u32,
         uplink: &Uplink,
     ) -> Result<Vec<Restored>, NetworkError> {
         let mut changes = self.ensure_route(config, family, tunnel, uplink).await?;
         let rules = self.our_rules(config, family).await?;
-        if !rules.iter().any(|rule| is_right(rule, config)) {
+        let needs_rule = steers || !rules.is_empty();
+        if needs_rule && !rules.iter().any(|rule| is_right(rule, config)) {
             self.add_rule(config, family).await?;
             changes.push(Restored {
                 resource: Resource::RoutingRule,

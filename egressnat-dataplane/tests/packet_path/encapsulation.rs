@@ -162,3 +162,21 @@ fn segments_are_cut_after_the_tunnel_where_the_uplink_cannot() {
             .all(|p| p.payload.len() <= 1480 && p.has_right_header)
     );
 }
+
+#[test]
+fn a_node_that_steers_nothing_has_no_ip_rule_and_one_that_began_keeps_it() {
+    let network = Network::new();
+    let has_rule = || network.ip("n1", "rule").contains("1190");
+    let mut nothing = plan("n1", "n2");
+    nothing.destinations.clear();
+    assert_eq!(network.apply("n1", nothing.clone()).failures, []);
+    assert!(!has_rule());
+    let report = network.apply("n1", plan("n1", "n2"));
+    assert_eq!((report.failures, report.restored), (vec![], vec![]));
+    assert!(has_rule());
+    assert_eq!(network.apply("n2", plan("n2", "n2")).failures, []);
+    assert_eq!(network.seen_by_udp(AWAY, SERVER), seen(FLOATING));
+    // The kernel would not forget it either.
+    assert_eq!(network.apply("n1", nothing).failures, []);
+    assert!(has_rule());
+}
