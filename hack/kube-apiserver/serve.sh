@@ -20,6 +20,12 @@ finish() {
 trap finish EXIT
 trap 'exit 1' INT TERM HUP
 
+# Whoever finds the file finds all of it.
+note_pid() {
+    echo "$2" >"$directory/$1.pid.new"
+    mv "$directory/$1.pid.new" "$directory/$1.pid"
+}
+
 mkdir -p "$directory/certs"
 chmod 0700 "$directory"
 token=$(od -An -N16 -tx1 /dev/urandom | tr -d ' \n')
@@ -54,7 +60,7 @@ peer_url=http://127.0.0.1:$peer_port
     --initial-cluster "default=$peer_url" \
     </dev/null >"$directory/etcd.log" 2>&1 &
 pids+=($!)
-echo $! >"$directory/etcd.pid"
+note_pid etcd $!
 # No controller runs beside it that would make service accounts for pods; requests are too few to be queued.
 start_api() {
     "$assets/kube-apiserver" --etcd-servers "$etcd_url" \
@@ -66,7 +72,7 @@ start_api() {
         </dev/null >>"$directory/kube-apiserver.log" 2>&1 &
     api=$!
     pids+=("$api")
-    echo "$api" >"$directory/kube-apiserver.pid"
+    note_pid kube-apiserver "$api"
 }
 start_api
 
