@@ -3,7 +3,7 @@ use crate::index::Index;
 use egressnat_core::model::{Health, Snapshot};
 use egressnat_core::{Digest, effective_gateways, plan_node, resolve_policies};
 use proptest::prelude::*;
-use proptest::sample::{select, subsequence};
+use proptest::sample::select;
 use serde_json::{Value, json};
 
 const NODE: &str = "worker1";
@@ -69,7 +69,8 @@ prop_compose! {
     fn gateway()(
         namespace in select(vec!["kube-system", "kube-system", "cluster-a"]),
         name in select(vec!["default", "other"]),
-        addresses in subsequence(ADDRESSES.to_vec(), 0..4).prop_shuffle(),
+        // Few lists, so that often it is the status alone that is another.
+        addresses in select(vec![&ADDRESSES[1..2], &ADDRESSES[1..4], &ADDRESSES[..2]]),
         holders in prop::collection::btree_map(select(ADDRESSES.to_vec()), select(vec![NODE, "worker2"]), 0..4),
         health in select(vec!["Up", "Down"]),
         generation in 1..3u64,
@@ -186,7 +187,7 @@ impl Answers {
 proptest! {
     #[test]
     fn after_whatever_was_told_a_view_says_what_planning_from_nothing_says(
-        batches in prop::collection::vec(prop::collection::vec(told(), 1..8), 1..12),
+        batches in prop::collection::vec(prop::collection::vec(told(), 1..5), 1..24),
         seed in any::<u64>(),
     ) {
         let mut view = View::new(own(), [], seed);
