@@ -240,13 +240,16 @@ impl Holding {
         let dataplane = Recording::default();
         let is_out = Arc::default();
         let agent = Self::run(&store, &is_out, &dataplane);
-        Self {
+        let holding = Self {
             _directory: directory,
             store,
             is_out,
             dataplane,
             agent,
-        }
+        };
+        // Made after it has seen a grant, it would be of a newer term than the grant.
+        until("a lease", || holding.lease().is_some()).await;
+        holding
     }
 
     fn run(
@@ -297,7 +300,6 @@ impl Holding {
 #[tokio::test]
 async fn a_floating_ip_is_used_with_a_grant_in_the_term_of_the_lease_and_given_back_e33() {
     let holding = Holding::start().await;
-    until("a lease", || holding.lease().is_some()).await;
     // Of a term that is not its own.
     holding
         .grant(json!({"generation": 1, "node": "worker1", "term": 4}))
@@ -340,7 +342,6 @@ async fn an_address_that_somebody_answers_for_is_not_used_e33() {
     holding
         .grant(json!({"generation": 1, "node": "worker1"}))
         .await;
-    until("a lease", || holding.lease().is_some()).await;
     let end = Instant::now() + Duration::from_secs(2);
     while Instant::now() < end {
         assert!(!holding.dataplane.used().contains(&floating()));
