@@ -8,6 +8,7 @@
 //!
 //! Budgets: the controller 50 MB, an agent with 250 pods 20 MB; at rest no requests but renewals of leases. The agent is its loop with a packet
 //! path that does nothing: what the kernel's side costs is measured elsewhere. Other nodes have no agents, which would be as many renewals a second.
+//! An edit of a policy is the worst there is: every policy selects every pod, so that the node's report, which tells all of them, is written anew.
 #![expect(clippy::print_stdout, reason = "this is what it is for")]
 
 #[path = "scale/cluster.rs"]
