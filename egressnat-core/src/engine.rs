@@ -1,7 +1,8 @@
 //! The same decisions, kept up to date event by event.
 //!
 //! [`NodeEngine`] keeps the plan of one node, [`ClusterEngine`] the assignment and what policies resolve to, [`Membership`] which
-//! policies select which pods. An event costs what it affects, not what exists.
+//! policies select which pods. An event costs what it affects, not what exists; one that says nothing new costs a comparison. Events
+//! that come together are taken together, by `apply_all`.
 //!
 //! # Guarantees
 //!
