@@ -27,7 +27,7 @@ pub enum Change {
     AddSnat(IpAddr),
     /// Take and announce this floating IP.
     AddAddress(IpAddr),
-    /// Set the decision for a destination of a policy set.
+    /// Set the decision for a destination of a policy set, and by which policy it is: that one is in the desired plan.
     SetDestination(PolicySetId, IpNet, Steering),
     /// Set the policy set of a pod address.
     SetPod(IpAddr, PolicySetId),
@@ -128,12 +128,7 @@ pub fn diff(observed: &NodePlan, desired: &NodePlan) -> Vec<Change> {
         |rule, action| Change::SetMasquerade(*rule, *action),
         |rule| Change::RemoveMasquerade(*rule),
     );
-    entries(
-        &mut changes,
-        (&o.destinations, &d.destinations),
-        |(set, prefix), steering| Change::SetDestination(*set, *prefix, *steering),
-        |(set, prefix)| Change::RemoveDestination(*set, *prefix),
-    );
+    destination_changes(&mut changes, o, d);
     entries(
         &mut changes,
         (&o.pods, &d.pods),
@@ -142,6 +137,31 @@ pub fn diff(observed: &NodePlan, desired: &NodePlan) -> Vec<Change> {
     );
     sort(&mut changes);
     changes
+}
+
+/// The changes of destinations, each of which is told anew also when only its decider is another.
+pub(crate) fn destination_changes(
+    changes: &mut Vec<Change>,
+    observed: &NodePlan,
+    desired: &NodePlan,
+) {
+    let (o, d) = (observed, desired);
+    entries(
+        changes,
+        (&o.destinations, &d.destinations),
+        |(set, prefix), steering| Change::SetDestination(*set, *prefix, *steering),
+        |(set, prefix)| Change::RemoveDestination(*set, *prefix),
+    );
+    // Nearly always they are the same, which is found out in one pass.
+    if o.deciders == d.deciders {
+        return;
+    }
+    for (key, steering) in &d.destinations {
+        let is_same = o.destinations.get(key) == Some(steering);
+        if is_same && o.deciders.get(key) != d.deciders.get(key) {
+            changes.push(Change::SetDestination(key.0, key.1, *steering));
+        }
+    }
 }
 
 /// Brings changes into the order in which to make them.

@@ -112,6 +112,9 @@ pub struct NodePlan {
     /// For each policy set the destination prefixes that matter; the longest match decides, no match is
     /// [`Steering::Forward`].
     pub destinations: BTreeMap<(PolicySetId, IpNet), Steering>,
+    /// Which policy each of the destinations is what it is by, for those that are not [`Steering::Forward`]: what is counted for
+    /// it counts there. The destinations of [`PolicySetId::CLOSED`] are no policy's.
+    pub deciders: BTreeMap<(PolicySetId, IpNet), PolicyName>,
     /// The floating IPs this node holds: it has the address, and translates to it.
     pub floating_ips: BTreeSet<IpAddr>,
     /// The other nodes' addresses: steered packets are accepted from these only (E47).
@@ -160,14 +163,28 @@ impl NodePlan {
         }
     }
 
-    /// The longest match in the table of one policy set.
+    /// The policy that decides about a packet from `source` to `destination`, if one does.
+    pub fn decider(&self, source: IpAddr, destination: IpAddr) -> Option<&PolicyName> {
+        let (key, _) = self.find(*self.pods.get(&source)?, destination)?;
+        self.deciders.get(key)
+    }
+
     fn steer(&self, set: PolicySetId, destination: IpAddr) -> Steering {
+        let found = self.find(set, destination);
+        found.map_or(Steering::Forward, |(_, steering)| *steering)
+    }
+
+    /// The longest match in the table of one policy set.
+    fn find(
+        &self,
+        set: PolicySetId,
+        destination: IpAddr,
+    ) -> Option<(&(PolicySetId, IpNet), &Steering)> {
         let width = if destination.is_ipv4() { 32 } else { 128 };
         (0..=width)
             .rev()
             .filter_map(|length| IpNet::new(destination, length).ok())
-            .find_map(|prefix| self.destinations.get(&(set, prefix.trunc())))
-            .map_or(Steering::Forward, |steering| *steering)
+            .find_map(|prefix| self.destinations.get_key_value(&(set, prefix.trunc())))
     }
 
     /// The egress IPs that this node steers to, whoever holds them.

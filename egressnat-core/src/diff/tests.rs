@@ -1,9 +1,10 @@
 use super::*;
+use crate::model::PolicyName;
 use proptest::prelude::*;
 use std::collections::BTreeSet;
 
-/// Applies changes one by one, and insists on the order that the packet path needs.
-fn replay(plan: &mut NodePlan, changes: &[Change]) {
+/// Applies the changes that lead to `desired` one by one, and insists on the order that the packet path needs.
+fn replay(plan: &mut NodePlan, changes: &[Change], desired: &NodePlan) {
     let mut snat: BTreeSet<IpAddr> = plan.floating_ips.clone();
     for change in changes {
         match *change {
@@ -35,13 +36,18 @@ fn replay(plan: &mut NodePlan, changes: &[Change]) {
                 assert!(snat.remove(&ip));
             }
             Change::SetDestination(set, prefix, decision) => {
-                assert_ne!(
-                    plan.destinations.insert((set, prefix), decision),
-                    Some(decision)
-                );
+                let key = (set, prefix);
+                let decider = desired.deciders.get(&key).cloned();
+                let before = match &decider {
+                    Some(decider) => plan.deciders.insert(key, decider.clone()),
+                    None => plan.deciders.remove(&key),
+                };
+                let before = (plan.destinations.insert(key, decision), before);
+                assert_ne!(before, (Some(decision), decider));
             }
             Change::RemoveDestination(set, prefix) => {
                 assert!(plan.destinations.remove(&(set, prefix)).is_some());
+                plan.deciders.remove(&(set, prefix));
             }
             Change::SetPod(ip, set) => assert_ne!(plan.pods.insert(ip, set), Some(set)),
             Change::RemovePod(ip) => assert!(plan.pods.remove(&ip).is_some()),
@@ -74,10 +80,14 @@ fn steering() -> impl Strategy<Value = Steering> {
     ]
 }
 
+fn decider() -> impl Strategy<Value = PolicyName> {
+    prop_oneof!["a", "b"].prop_map(|name| name.parse().unwrap())
+}
+
 prop_compose! {
     fn arbitrary_plan()(
         pods in prop::collection::btree_map(address(), (1..4u32).prop_map(PolicySetId), 0..5),
-        destinations in prop::collection::btree_map(((1..4u32).prop_map(PolicySetId), range()), steering(), 0..8),
+        destinations in prop::collection::btree_map(((1..4u32).prop_map(PolicySetId), range()), (steering(), decider()), 0..8),
         floating_ips in prop::collection::btree_set(address(), 0..4),
         peers in prop::collection::btree_set(address(), 0..4),
         pod_ranges in prop::collection::btree_set(range(), 0..4),
@@ -85,7 +95,10 @@ prop_compose! {
         guard_ranges in prop::collection::btree_set(range(), 0..4),
         masquerade in crate::arbitrary::masquerade(),
     ) -> NodePlan {
-        NodePlan { pods, destinations, floating_ips, peers, pod_ranges, internal_ranges, guard_ranges, masquerade }
+        let decided = destinations.iter().filter(|(_, (steering, _))| *steering != Steering::Forward);
+        let deciders = decided.map(|(key, (_, decider))| (*key, decider.clone())).collect();
+        let destinations = destinations.into_iter().map(|(key, (steering, _))| (key, steering)).collect();
+        NodePlan { pods, destinations, deciders, floating_ips, peers, pod_ranges, internal_ranges, guard_ranges, masquerade }
     }
 }
 
@@ -94,7 +107,7 @@ proptest! {
     fn the_changes_lead_from_one_plan_to_the_other(observed in arbitrary_plan(), desired in arbitrary_plan()) {
         let changes = diff(&observed, &desired);
         let mut plan = observed;
-        replay(&mut plan, &changes);
+        replay(&mut plan, &changes, &desired);
         prop_assert_eq!(plan, desired);
     }
 
@@ -118,7 +131,7 @@ proptest! {
         let (before, after) = (plan(before), plan(after));
         let mut now = before.clone();
         for change in diff(&before, &after) {
-            replay(&mut now, &[change]);
+            replay(&mut now, &[change], &after);
             for destination in edges.iter().flat_map(|range| [range.network(), range.broadcast()]) {
                 let (old, new) = (before.decide(pod, destination, None), after.decide(pod, destination, None));
                 let decision = now.decide(pod, destination, None);
@@ -148,7 +161,7 @@ proptest! {
         let (before, after) = (plan(before), plan(after));
         let mut now = before.clone();
         for change in diff(&before, &after) {
-            replay(&mut now, &[change]);
+            replay(&mut now, &[change], &after);
             for destination in edges.iter().flat_map(|range| [range.network(), range.broadcast()]) {
                 let (old, new) = (before.decide(pod, destination, None), after.decide(pod, destination, None));
                 let decision = now.decide(pod, destination, None);
@@ -175,6 +188,20 @@ proptest! {
             prop_assert!(last_pod < first_gone);
         }
     }
+}
+
+#[test]
+fn a_destination_is_told_anew_when_another_policy_decides_the_same() {
+    let key = (PolicySetId(1), "8.8.8.0/24".parse().unwrap());
+    let plan = |decider: &str| NodePlan {
+        destinations: [(key, Steering::Keep)].into(),
+        deciders: [(key, decider.parse().unwrap())].into(),
+        ..NodePlan::default()
+    };
+    assert_eq!(
+        diff(&plan("a"), &plan("b")),
+        [Change::SetDestination(key.0, key.1, Steering::Keep)]
+    );
 }
 
 #[test]

@@ -7,8 +7,8 @@ use core::net::IpAddr;
 use ipnet::IpNet;
 
 use super::selection::{Selected, host_network_findings};
-use super::table::{Overlaps, SetTable, merge_overlaps, overlap_findings};
-use super::{Applied, MAX_DESTINATIONS, Planned, PolicySetId};
+use super::table::{Entry, Overlaps, SetTable, merge_overlaps, overlap_findings};
+use super::{Applied, MAX_DESTINATIONS, NodePlan, Planned, PolicySetId};
 use crate::finding::{Finding, Reason, Subject, some_of};
 use crate::hash::fnv1a32;
 use crate::model::{NodeName, PolicyName};
@@ -46,9 +46,7 @@ pub(crate) fn assemble(
             if let Some(left) = room.checked_sub(table.entries.len()) {
                 room = left;
                 merge_overlaps(&mut overlaps, &table.overlaps);
-                let entries = table.entries.into_iter();
-                plan.destinations
-                    .extend(entries.map(|(prefix, steering)| ((id, prefix), steering)));
+                plan.add_table(id, table.entries);
                 let names = names(&set).into_iter().cloned();
                 planned.policies.insert(id, names.collect());
                 id
@@ -61,9 +59,7 @@ pub(crate) fn assemble(
             .extend(addresses.into_iter().map(|address| (address, id)));
     }
     if plan.pods.values().any(|id| *id == PolicySetId::CLOSED) {
-        let closed = SetTable::closed(internal_ranges).into_iter();
-        plan.destinations
-            .extend(closed.map(|(prefix, steering)| ((PolicySetId::CLOSED, prefix), steering)));
+        plan.add_table(PolicySetId::CLOSED, SetTable::closed(internal_ranges));
     }
     planned.findings.extend(overlap_findings(&overlaps));
     planned
@@ -73,6 +69,30 @@ pub(crate) fn assemble(
     planned.refused = refused.into_iter().cloned().collect();
     planned.findings.sort();
     planned
+}
+
+impl NodePlan {
+    /// Adds the table of a policy set.
+    fn add_table(&mut self, id: PolicySetId, entries: BTreeMap<IpNet, Entry>) {
+        for (prefix, entry) in entries {
+            self.set_destination(id, prefix, &entry);
+        }
+    }
+
+    /// Sets one destination of a policy set, with its decider.
+    pub(crate) fn set_destination(&mut self, id: PolicySetId, prefix: IpNet, entry: &Entry) {
+        self.destinations.insert((id, prefix), entry.steering);
+        match &entry.decider {
+            Some(decider) => _ = self.deciders.insert((id, prefix), decider.clone()),
+            None => _ = self.deciders.remove(&(id, prefix)),
+        }
+    }
+
+    /// Removes one destination of a policy set.
+    pub(crate) fn remove_destination(&mut self, id: PolicySetId, prefix: IpNet) {
+        self.destinations.remove(&(id, prefix));
+        self.deciders.remove(&(id, prefix));
+    }
 }
 
 /// How many destinations the tables of all policy sets may have together. Room is left for the one that stands for all that do

@@ -16,10 +16,36 @@ use crate::policy::ResolvedPolicy;
 /// Where policies compete for one destination: loser → winner → destinations.
 pub(crate) type Overlaps = BTreeMap<PolicyName, BTreeMap<PolicyName, BTreeSet<IpNet>>>;
 
+/// What a policy set does to a destination, and by which policy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Entry {
+    pub(crate) steering: Steering,
+    /// None where no policy decides.
+    pub(crate) decider: Option<PolicyName>,
+}
+
+impl Entry {
+    fn new(steering: Steering, policy: &PolicyName) -> Self {
+        let decides = steering != Steering::Forward;
+        Self {
+            steering,
+            decider: decides.then(|| policy.clone()),
+        }
+    }
+
+    /// That of no policy.
+    fn of_nobody(steering: Steering) -> Self {
+        Self {
+            steering,
+            decider: None,
+        }
+    }
+}
+
 /// The destination table of one policy set.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct SetTable {
-    pub(crate) entries: BTreeMap<IpNet, Steering>,
+    pub(crate) entries: BTreeMap<IpNet, Entry>,
     pub(crate) overlaps: Overlaps,
 }
 
@@ -101,22 +127,24 @@ impl SetTable {
         }
         overlaps.retain(|_, by_winner| !by_winner.is_empty());
         let holes = nested_in(internal_ranges, winners.keys());
-        let mut entries: BTreeMap<IpNet, Steering> = winners
+        let mut entries: BTreeMap<IpNet, Entry> = winners
             .into_iter()
-            .map(|(prefix, (_, steering))| (prefix, steering))
+            .map(|(prefix, (name, steering))| (prefix, Entry::new(steering, name)))
             .collect();
-        entries.extend(holes.into_iter().map(|range| (range, Steering::Forward)));
+        let inside = Entry::of_nobody(Steering::Forward);
+        entries.extend(holes.into_iter().map(|range| (range, inside.clone())));
         Self { entries, overlaps }
     }
 
     /// The table for policy sets that do not fit: nothing leaves the cluster.
-    pub(crate) fn closed(internal_ranges: &BTreeSet<IpNet>) -> BTreeMap<IpNet, Steering> {
+    pub(crate) fn closed(internal_ranges: &BTreeSet<IpNet>) -> BTreeMap<IpNet, Entry> {
         let everything = ["0.0.0.0/0", "::/0"].map(|text| text.parse().expect("a CIDR"));
         let holes = internal_ranges
             .iter()
             .map(|range| (*range, Steering::Forward));
         holes
             .chain(everything.map(|range| (range, Steering::Drop)))
+            .map(|(range, steering)| (range, Entry::of_nobody(steering)))
             .collect()
     }
 }

@@ -338,6 +338,34 @@ fn no_snat_keeps_the_pod_ip_e5() {
 }
 
 #[test]
+fn a_plan_names_the_policy_that_decides_about_a_destination_e16() {
+    let mut snapshot = seed();
+    let first = snapshot.policies.keys().next().unwrap().clone();
+    // The same decision by another policy, which is older; and one in a narrower range.
+    for (name, created, range) in [("older", -1, "8.8.8.0/24"), ("narrow", 1, "8.8.8.128/25")] {
+        let policy = Policy {
+            created: Timestamp(created),
+            destinations: [net(range)].into(),
+            ..snapshot.policies[&first].clone()
+        };
+        snapshot.policies.insert(name.parse().unwrap(), policy);
+    }
+    let plan = plan(&snapshot, "worker1").plan;
+    let decider = |to| {
+        plan.decider(ip("10.10.1.2"), ip(to))
+            .map(PolicyName::as_str)
+    };
+    assert_eq!(decider("8.8.8.8"), Some("older"));
+    assert_eq!(decider("8.8.8.200"), Some("narrow"));
+    assert_eq!(decider("9.9.9.9"), None);
+    // Ranges inside the cluster are nobody's.
+    let decided = plan.destinations.iter();
+    let decided = decided.filter(|(_, steering)| **steering != Steering::Forward);
+    let decided: BTreeSet<_> = decided.map(|(key, _)| *key).collect();
+    assert_eq!(decided, plan.deciders.keys().copied().collect());
+}
+
+#[test]
 fn a_policy_edit_keeps_the_ids_of_policy_sets() {
     let before = plan(&seed(), "worker1").plan;
     let mut edited = seed();

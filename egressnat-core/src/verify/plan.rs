@@ -10,7 +10,8 @@ use super::world::{Means, World, covers, is_unicast, selects, world};
 use super::{Violation, violation};
 use crate::assignment::Assignment;
 use crate::model::{
-    Enforcement, MasqueradeAction, NodeName, Pod, PodKey, PodPhase, Policy, Protocol, Snapshot,
+    Enforcement, MasqueradeAction, NodeName, Pod, PodKey, PodPhase, Policy, PolicyName, Protocol,
+    Snapshot,
 };
 use crate::plan::{Decision, MAX_DESTINATIONS, NodePlan};
 
@@ -59,10 +60,12 @@ pub fn verify_node_plan(
             }
             let is_full = expected.needs_more_than_fits(plan, key, pod);
             for destination in &destinations {
+                let mut is_decided_right = true;
                 for protocol in &protocols {
                     let want = expected.of_pod(key, pod, *source, *destination, *protocol);
                     let got = plan.decide(*source, *destination, *protocol);
                     if got != want && !(is_full && got == Decision::Drop) {
+                        is_decided_right = false;
                         let rule = if is_internal(snapshot, *destination) {
                             "E12"
                         } else {
@@ -75,6 +78,14 @@ pub fn verify_node_plan(
                             ),
                         );
                     }
+                }
+                let want = expected.decider(key, pod, *destination);
+                let got = plan.decider(*source, *destination);
+                if is_decided_right && got != want && !(is_full && got.is_none()) {
+                    let message = format!(
+                        "{key} ({source}) to {destination}: the plan says that {got:?} decides, the policies {want:?}"
+                    );
+                    refuse("E16", message);
                 }
             }
         }
@@ -157,7 +168,7 @@ impl Expected<'_> {
         &self,
         key: &PodKey,
         pod: &Pod,
-    ) -> impl Iterator<Item = &(&crate::model::PolicyName, &Policy, Means)> {
+    ) -> impl Iterator<Item = &(&PolicyName, &Policy, Means)> {
         let namespace = &self.snapshot.namespaces[&key.namespace];
         let all = self.world.policies.iter();
         all.filter(move |(_, policy, _)| selects(policy, namespace, &pod.labels))
@@ -174,6 +185,28 @@ impl Expected<'_> {
         if is_internal(self.snapshot, destination) {
             return Decision::Keep;
         }
+        match self.by_policy(key, pod, destination) {
+            Some((_, decision)) => decision,
+            None => self.masquerade(source, destination, protocol),
+        }
+    }
+
+    /// The policy that decides about a packet, if one does.
+    fn decider(&self, key: &PodKey, pod: &Pod, destination: IpAddr) -> Option<&PolicyName> {
+        if is_internal(self.snapshot, destination) {
+            return None;
+        }
+        self.by_policy(key, pod, destination).map(|(name, _)| name)
+    }
+
+    /// What the policies say about a packet out of the cluster, and which of them says it. None where they leave it to the
+    /// masquerade rules.
+    fn by_policy(
+        &self,
+        key: &PodKey,
+        pod: &Pod,
+        destination: IpAddr,
+    ) -> Option<(&PolicyName, Decision)> {
         let mut candidates = Vec::new();
         for (name, policy, means) in self.selecting(key, pod) {
             for prefix in &policy.destinations {
@@ -184,27 +217,22 @@ impl Expected<'_> {
                         policy.created.0,
                         name.as_str(),
                     );
-                    candidates.push((rank, policy.enforcement, *means));
+                    candidates.push((rank, *name, *means, policy.enforcement));
                 }
             }
         }
-        candidates.sort_by_key(|(rank, _, _)| *rank);
-        match candidates.first() {
-            None => self.masquerade(source, destination, protocol),
-            Some((_, _, Means::Keep)) => Decision::Keep,
-            Some((_, enforcement, Means::Snat(v4, v6))) => {
-                let ip = if destination.is_ipv4() { v4 } else { v6 };
-                match (ip, enforcement) {
-                    (Some(ip), Enforcement::Strict) => Decision::Snat(*ip),
-                    (None, Enforcement::Strict) => Decision::Drop,
-                    (Some(ip), Enforcement::BestEffort)
-                        if self.assignment.nodes.contains_key(ip) =>
-                    {
-                        Decision::Snat(*ip)
-                    }
-                    (_, Enforcement::BestEffort) => self.masquerade(source, destination, protocol),
-                }
-            }
+        candidates.sort_by_key(|(rank, ..)| *rank);
+        let (_, name, means, enforcement) = candidates.into_iter().next()?;
+        let Means::Snat(v4, v6) = means else {
+            return Some((name, Decision::Keep));
+        };
+        let ip = if destination.is_ipv4() { v4 } else { v6 };
+        let is_held = |ip: &IpAddr| self.assignment.nodes.contains_key(ip);
+        match (ip, enforcement) {
+            (Some(ip), Enforcement::Strict) => Some((name, Decision::Snat(ip))),
+            (None, Enforcement::Strict) => Some((name, Decision::Drop)),
+            (Some(ip), Enforcement::BestEffort) if is_held(&ip) => Some((name, Decision::Snat(ip))),
+            (_, Enforcement::BestEffort) => None,
         }
     }
 

@@ -133,6 +133,14 @@ fn every_kind_of_wrong_plan_is_found() {
         ["E12"].into(),
         "a hole for the pods of the cluster is missing"
     );
+    assert_eq!(check(&|plan| plan.deciders.clear()), ["E16"].into());
+    assert_eq!(
+        check(&|plan| {
+            let other = || "other".parse().unwrap();
+            plan.deciders.values_mut().for_each(|name| *name = other());
+        }),
+        ["E16"].into()
+    );
     assert_eq!(
         check(&|plan| {
             let set = *plan.pods.values().next().unwrap();

@@ -17,7 +17,7 @@ pub(crate) fn replay(node: &NodeName, before: &NodePlan, after: &NodePlan) -> Ve
     let packets = packets(before, after);
     let mut plan = before.clone();
     for change in &changes {
-        make(&mut plan, change);
+        make(&mut plan, change, after);
         for (source, destination) in &packets {
             let now = plan.decide(*source, *destination, None);
             let fates = fates(before, after, *source, *destination);
@@ -95,8 +95,8 @@ fn packets(before: &NodePlan, after: &NodePlan) -> Vec<(IpAddr, IpAddr)> {
         .collect()
 }
 
-/// Makes one change.
-fn make(plan: &mut NodePlan, change: &Change) {
+/// Makes one of the changes that lead to the plan `after`.
+fn make(plan: &mut NodePlan, change: &Change, after: &NodePlan) {
     match *change {
         Change::AddPeer(ip) => assert!(plan.peers.insert(ip)),
         Change::AddInternalRange(range) => assert!(plan.internal_ranges.insert(range)),
@@ -109,7 +109,11 @@ fn make(plan: &mut NodePlan, change: &Change) {
         Change::AddSnat(_) | Change::RemoveSnat(_) => {}
         Change::AddAddress(ip) => assert!(plan.floating_ips.insert(ip)),
         Change::SetDestination(set, prefix, steering) => {
-            plan.destinations.insert((set, prefix), steering);
+            let key = (set, prefix);
+            plan.destinations.insert(key, steering);
+            plan.deciders.remove(&key);
+            let decider = after.deciders.get(&key).cloned();
+            plan.deciders.extend(decider.map(|decider| (key, decider)));
         }
         Change::SetPod(ip, set) => {
             plan.pods.insert(ip, set);
@@ -117,6 +121,7 @@ fn make(plan: &mut NodePlan, change: &Change) {
         Change::RemovePod(ip) => assert!(plan.pods.remove(&ip).is_some()),
         Change::RemoveDestination(set, prefix) => {
             assert!(plan.destinations.remove(&(set, prefix)).is_some());
+            plan.deciders.remove(&(set, prefix));
         }
         Change::RemoveAddress(ip) => assert!(plan.floating_ips.remove(&ip)),
         Change::RemovePodRange(range) => assert!(plan.pod_ranges.remove(&range)),

@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 use core::net::IpAddr;
 
 use super::{Group, Names, NodeEngine, Touched};
-use crate::diff::{Change, entries};
+use crate::diff::{Change, destination_changes, entries};
 use crate::engine::counted::touches;
 use crate::engine::membership::SetId;
 use crate::model::{PodKey, PolicyName};
@@ -142,16 +142,15 @@ impl NodeEngine {
             entries(
                 changes,
                 (before, after),
-                |prefix, steering| Change::SetDestination(id, *prefix, *steering),
+                |prefix, entry| Change::SetDestination(id, *prefix, entry.steering),
                 |prefix| Change::RemoveDestination(id, *prefix),
             );
-            let table = &mut self.plan.destinations;
             for prefix in before.keys().filter(|prefix| !after.contains_key(prefix)) {
-                table.remove(&(id, *prefix));
+                self.plan.remove_destination(id, *prefix);
             }
-            for (prefix, steering) in after {
-                if before.get(prefix) != Some(steering) {
-                    table.insert((id, *prefix), *steering);
+            for (prefix, entry) in after {
+                if before.get(prefix) != Some(entry) {
+                    self.plan.set_destination(id, *prefix, entry);
                 }
             }
         }
@@ -174,22 +173,24 @@ impl NodeEngine {
     /// Writes everything anew: two groups would have the same id, or not all fit.
     pub(super) fn write_all(&mut self, changes: &mut Vec<Change>) {
         let NodePlan {
-            pods, destinations, ..
+            pods,
+            destinations,
+            deciders,
+            ..
         } = self.assembled().plan;
+        let before = NodePlan {
+            pods: core::mem::replace(&mut self.plan.pods, pods),
+            destinations: core::mem::replace(&mut self.plan.destinations, destinations),
+            deciders: core::mem::replace(&mut self.plan.deciders, deciders),
+            ..NodePlan::default()
+        };
+        destination_changes(changes, &before, &self.plan);
         entries(
             changes,
-            (&self.plan.destinations, &destinations),
-            |(set, prefix), steering| Change::SetDestination(*set, *prefix, *steering),
-            |(set, prefix)| Change::RemoveDestination(*set, *prefix),
-        );
-        entries(
-            changes,
-            (&self.plan.pods, &pods),
+            (&before.pods, &self.plan.pods),
             |address, set| Change::SetPod(*address, *set),
             |address| Change::RemovePod(*address),
         );
-        self.plan.destinations = destinations;
-        self.plan.pods = pods;
     }
 
     /// Pods and destinations of the plan, from the groups as they are.
