@@ -7,6 +7,7 @@
 #include <linux/ip.h>
 #include <linux/ipv6.h>
 #include <linux/pkt_cls.h>
+#include <linux/tcp.h>
 #include <linux/udp.h>
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
@@ -15,11 +16,16 @@
 #define MAX_DESTINATIONS 262144
 #define MAX_EGRESS 1024
 #define MAX_PEERS 16384
+#define MAX_POLICIES 4096
+#define MAX_NAME 256
 
-/* The value of a destination is an index into `egress_ips`, but for these three. */
+/* The lower half of a destination's value is an index into `egress_ips`, but for these three. The upper half is an index into
+   `policy_traffic`, or 0. */
 #define FORWARD 0
 #define KEEP 1
-#define DROP 0xffffffff
+#define DROP 0xffff
+#define INDEX_MASK 0xffff
+#define COUNTER_SHIFT 16
 
 /* The policy set of a pod that no policy selects. */
 #define UNSELECTED 0
@@ -169,6 +175,35 @@ struct {
 	__type(value, struct egress_traffic);
 } traffic SEC(".maps");
 
+struct policy_traffic {
+	struct traffic sent;
+	__u64 connections; /* TCP packets with SYN and without ACK */
+	__u64 blocked; /* packets that did not leave: there is no egress IP for them */
+};
+
+/* By the index of the policy that decides. Nobody has index 0, and no packet counts there. */
+struct {
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, MAX_POLICIES);
+	__type(key, __u32);
+	__type(value, struct policy_traffic);
+} policy_traffic SEC(".maps");
+
+struct policy_name {
+	char text[MAX_NAME]; /* ends with the first 0 */
+};
+
+/* The names of policies by the same index. No program reads it: it tells others, and the next agent, whose counters these are. */
+struct {
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, MAX_POLICIES);
+	__type(key, __u32);
+	__type(value, struct policy_name);
+} policy_names SEC(".maps");
+
 /* Set by the loader: the bits of skb->mark that are ours, and the one that says "into the tunnel". */
 volatile const __u32 MARK_MASK = 0;
 volatile const __u32 MARK_TUNNEL = 0;
@@ -202,34 +237,80 @@ static __always_inline void set_mark(struct __sk_buff *skb, __u32 bits)
 	skb->mark = (skb->mark & ~MARK_MASK) | (bits & MARK_MASK);
 }
 
-/* What a destination's value says about a packet of a known pod. */
-static __always_inline int decide(struct __sk_buff *skb, __u32 set, const __u32 *index, int is_ipv6)
+#define IP_OFFSET 0x1fff
+
+/* Whether a packet asks for a new connection, as far as it tells: TCP, SYN without ACK. Not looked for behind options and extension
+   headers: where the TCP header is has to be a constant, as without CAP_PERFMON the kernel takes no other offset into a packet. */
+static __always_inline int is_first(struct __sk_buff *skb, int is_ipv6)
 {
-	if (!index || *index == FORWARD) {
+	void *data = (void *)(long)skb->data;
+	void *end = (void *)(long)skb->data_end;
+	struct tcphdr *tcp;
+
+	if (is_ipv6) {
+		struct ipv6hdr *ip = data + sizeof(struct ethhdr);
+		if ((void *)(ip + 1) > end || ip->nexthdr != IPPROTO_TCP)
+			return 0;
+		tcp = (void *)(ip + 1);
+	} else {
+		struct iphdr *ip = data + sizeof(struct ethhdr);
+		if ((void *)(ip + 1) > end || ip->protocol != IPPROTO_TCP || ip->ihl * 4 != sizeof(*ip) ||
+		    ip->frag_off & bpf_htons(IP_OFFSET))
+			return 0;
+		tcp = (void *)(ip + 1);
+	}
+	return (void *)(tcp + 1) <= end && tcp->syn && !tcp->ack;
+}
+
+/* Counts a packet for the policy that decided about it. */
+static __always_inline void count_policy(struct __sk_buff *skb, __u32 counter, int is_blocked, int is_ipv6)
+{
+	if (!counter)
+		return;
+	struct policy_traffic *counted = bpf_map_lookup_elem(&policy_traffic, &counter);
+	if (!counted)
+		return;
+	if (is_blocked) {
+		counted->blocked++;
+		return;
+	}
+	count(&counted->sent, skb);
+	counted->connections += is_first(skb, is_ipv6);
+}
+
+/* What a destination's value says about a packet of a known pod. */
+static __always_inline int decide(struct __sk_buff *skb, __u32 set, const __u32 *value, int is_ipv6)
+{
+	__u32 index = value ? *value & INDEX_MASK : FORWARD;
+	__u32 counter = value ? *value >> COUNTER_SHIFT : 0;
+
+	if (index == FORWARD) {
 		set_mark(skb, set == UNSELECTED ? MARK_FORWARD : MARK_PASSED);
 		return TC_ACT_UNSPEC;
 	}
-	if (*index == DROP) {
+	if (index == DROP) {
 		count_blocked(DROPPED);
+		count_policy(skb, counter, 1, is_ipv6);
 		return TC_ACT_SHOT;
 	}
 
-	__u32 bits = *index << MARK_SHIFT;
-	if (*index != KEEP) {
+	__u32 bits = index << MARK_SHIFT;
+	if (index != KEEP) {
 		if (is_ipv6) {
-			struct egress6 *egress = bpf_map_lookup_elem(&egress_ips6, index);
+			struct egress6 *egress = bpf_map_lookup_elem(&egress_ips6, &index);
 			if (egress && !egress->local)
 				bits |= MARK_TUNNEL;
 		} else {
-			struct egress *egress = bpf_map_lookup_elem(&egress_ips, index);
+			struct egress *egress = bpf_map_lookup_elem(&egress_ips, &index);
 			if (egress && !egress->local)
 				bits |= MARK_TUNNEL;
 		}
 	}
 	set_mark(skb, bits);
-	struct egress_traffic *counted = bpf_map_lookup_elem(&traffic, index);
+	struct egress_traffic *counted = bpf_map_lookup_elem(&traffic, &index);
 	if (counted)
 		count(&counted->steered, skb);
+	count_policy(skb, counter, 0, is_ipv6);
 	return TC_ACT_UNSPEC;
 }
 
@@ -270,12 +351,12 @@ static __always_inline int steer_ipv6(struct __sk_buff *skb, const struct ipv6hd
 		return TC_ACT_UNSPEC;
 	}
 
-	__u32 *index = 0;
+	__u32 *value = 0;
 	if (*set != UNSELECTED && !is_of_link(&ip->daddr)) {
 		struct destination6_key key = { .prefixlen = 160, .set = *set, .address = ip->daddr };
-		index = bpf_map_lookup_elem(&destinations6, &key);
+		value = bpf_map_lookup_elem(&destinations6, &key);
 	}
-	return decide(skb, *set, index, 1);
+	return decide(skb, *set, value, 1);
 }
 
 /* Ingress of a pod's host-side interface: what the pod sends. Marks only: every packet of a pod that is known on this
@@ -306,12 +387,12 @@ int steer(struct __sk_buff *skb)
 		return TC_ACT_UNSPEC;
 	}
 
-	__u32 *index = 0;
+	__u32 *value = 0;
 	if (*set != UNSELECTED) {
 		struct destination_key key = { .prefixlen = 64, .set = *set, .address = ip->daddr };
-		index = bpf_map_lookup_elem(&destinations, &key);
+		value = bpf_map_lookup_elem(&destinations, &key);
 	}
-	return decide(skb, *set, index, 0);
+	return decide(skb, *set, value, 0);
 }
 
 /* The outer headers, as they are on the wire. */

@@ -1,19 +1,25 @@
 //! What was counted in the path, read without stopping traffic.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::path::PathBuf;
 
+use egressnat_core::model::PolicyName;
 use thiserror::Error;
 
+use crate::config::Config;
 use crate::dataplane::Dataplane;
 use crate::family::Family;
-use crate::maps::{EgressTraffic, KEEP, Reason, Traffic};
+use crate::maps::{EgressTraffic, KEEP, Maps, Reason, Traffic};
 use crate::nft::{Counter, NftError, Ruleset};
 use crate::programs::ProgramsError;
 
 /// The counters cannot be read.
 #[derive(Debug, Error)]
 pub enum CountersError {
+    /// There are none.
+    #[error("nothing of egressnat is in {0}: no agent has run on this node since it was started")]
+    NothingThere(PathBuf),
     /// Those of eBPF.
     #[error("could not read the counters of the eBPF programs")]
     Programs(#[from] ProgramsError),
@@ -25,6 +31,9 @@ pub enum CountersError {
 /// What one node's packet path counted. Numbers only grow, until an object that counts is made anew: then they begin at 0.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Counters {
+    /// For each policy that decides, or decided, about packets of this node's pods. One that is gone is here until another one
+    /// needs its place, or the packet path is cleaned up.
+    pub policies: BTreeMap<PolicyName, PolicyCounters>,
     /// For each egress IP that this node steers to or holds.
     pub egress: BTreeMap<IpAddr, EgressCounters>,
     /// Of this node's pods, where a policy keeps their address (E5).
@@ -34,6 +43,31 @@ pub struct Counters {
 }
 
 impl Counters {
+    /// Reads what the packet path of this node counted, beside an agent or without one. It waits for nobody and writes nothing.
+    ///
+    /// # Errors
+    ///
+    /// No agent has run here, or a map or a table cannot be read.
+    pub fn read(config: &Config) -> Result<Self, CountersError> {
+        let pins = config.pins();
+        if !pins.exists() {
+            return Err(CountersError::NothingThere(pins));
+        }
+        let maps = Maps::from_pins(&pins)?;
+        let indices = maps.egress_ips()?.into_iter();
+        let mut families = BTreeSet::new();
+        for family in Family::ALL {
+            if Ruleset::is_present(family)? {
+                families.insert(family);
+            }
+        }
+        counters(
+            &maps,
+            indices.map(|entry| (entry.address, entry.index)),
+            &families,
+        )
+    }
+
     /// What policies decided about packets of this node's pods, over all egress IPs and what is kept.
     pub fn steered(&self) -> Traffic {
         let mut sum = self.kept;
@@ -51,6 +85,18 @@ impl Counters {
         }
         sum
     }
+}
+
+/// What was counted for one policy, where its packets leave their pods.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct PolicyCounters {
+    /// To leave with its egress IP, or with the pod's address.
+    pub sent: Traffic,
+    /// TCP packets among them that ask for a new connection; one that is sent again counts again. Of other protocols no packet
+    /// says whether it is the first.
+    pub connections: u64,
+    /// Packets that did not leave, as the policy is strict and has no egress IP of their family (E43).
+    pub blocked: u64,
 }
 
 /// What was counted for one egress IP.
@@ -89,47 +135,82 @@ pub struct Blocked {
     pub expired: u64,
 }
 
+impl Blocked {
+    /// Each reason by its name, which is that of the field, with its packets.
+    pub fn by_reason(&self) -> [(&'static str, u64); 10] {
+        [
+            ("undecided", self.undecided),
+            ("dropped", self.dropped),
+            ("redirected", self.redirected),
+            ("no_tunnel", self.no_tunnel),
+            ("no_egress", self.no_egress),
+            ("unknown_peer", self.unknown_peer),
+            ("unknown_egress_id", self.unknown_egress_id),
+            ("not_held", self.not_held),
+            ("inbound", self.inbound),
+            ("expired", self.expired),
+        ]
+    }
+}
+
 impl Dataplane {
-    /// What was counted until now: a few map look-ups for each egress IP.
+    /// What was counted until now: a few map look-ups for each policy and each egress IP.
     ///
     /// # Errors
     ///
     /// A map, or a table, cannot be read.
     pub fn counters(&self) -> Result<Counters, CountersError> {
-        let maps = self.maps();
-        let mut counters = Counters {
-            kept: maps.traffic(KEEP)?.steered,
-            ..Counters::default()
-        };
-        let mut connections = BTreeMap::new();
-        for family in self.families() {
-            connections.extend(Ruleset::connections(*family)?);
-        }
-        for (address, index) in self.egress().indices() {
-            let EgressTraffic { steered, received } = maps.traffic(index)?;
-            let counted = EgressCounters {
-                steered,
-                received,
-                connections: connections.get(&address).copied().unwrap_or_default(),
-            };
-            counters.egress.insert(address, counted);
-        }
-        let packets = |counter: Counter| -> Result<u64, NftError> {
-            let of_family = |family: &Family| Ruleset::packets(*family, counter);
-            self.families().iter().map(of_family).sum()
-        };
-        counters.blocked = Blocked {
-            dropped: maps.blocked(Reason::Dropped)?,
-            no_egress: maps.blocked(Reason::NoEgress)?,
-            unknown_peer: maps.blocked(Reason::UnknownPeer)?,
-            unknown_egress_id: maps.blocked(Reason::UnknownVni)?,
-            undecided: packets(Counter::Undecided)?,
-            redirected: packets(Counter::Redirected)?,
-            no_tunnel: packets(Counter::NoTunnel)?,
-            not_held: packets(Counter::NotHeld)?,
-            inbound: packets(Counter::Inbound)?,
-            expired: packets(Counter::Expired)?,
-        };
-        Ok(counters)
+        counters(self.maps(), self.egress().indices(), self.families())
     }
+}
+
+/// Reads the counters of these maps and of the tables of these families.
+fn counters(
+    maps: &Maps,
+    indices: impl Iterator<Item = (IpAddr, u32)>,
+    families: &BTreeSet<Family>,
+) -> Result<Counters, CountersError> {
+    let mut counters = Counters {
+        kept: maps.traffic(u32::from(KEEP))?.steered,
+        ..Counters::default()
+    };
+    for (index, name) in maps.policies.names()? {
+        let counted = maps.policies.traffic(index)?;
+        let counted = PolicyCounters {
+            sent: counted.sent,
+            connections: counted.connections,
+            blocked: counted.blocked,
+        };
+        counters.policies.insert(name, counted);
+    }
+    let mut connections = BTreeMap::new();
+    for family in families {
+        connections.extend(Ruleset::connections(*family)?);
+    }
+    for (address, index) in indices {
+        let EgressTraffic { steered, received } = maps.traffic(index)?;
+        let counted = EgressCounters {
+            steered,
+            received,
+            connections: connections.get(&address).copied().unwrap_or_default(),
+        };
+        counters.egress.insert(address, counted);
+    }
+    let packets = |counter: Counter| -> Result<u64, NftError> {
+        let of_family = |family: &Family| Ruleset::packets(*family, counter);
+        families.iter().map(of_family).sum()
+    };
+    counters.blocked = Blocked {
+        dropped: maps.blocked(Reason::Dropped)?,
+        no_egress: maps.blocked(Reason::NoEgress)?,
+        unknown_peer: maps.blocked(Reason::UnknownPeer)?,
+        unknown_egress_id: maps.blocked(Reason::UnknownVni)?,
+        undecided: packets(Counter::Undecided)?,
+        redirected: packets(Counter::Redirected)?,
+        no_tunnel: packets(Counter::NoTunnel)?,
+        not_held: packets(Counter::NotHeld)?,
+        inbound: packets(Counter::Inbound)?,
+        expired: packets(Counter::Expired)?,
+    };
+    Ok(counters)
 }

@@ -34,6 +34,7 @@ use crate::lock::{Lock, LockError};
 use crate::maps::Maps;
 use crate::network::{Network, NetworkError, Uplink};
 use crate::nft::{Events, NftError, Ruleset, SharedOwner};
+use crate::policy_table::PolicyTable;
 use crate::ports::Ports;
 use crate::probe::Prober;
 use crate::programs::{Hook, Programs, ProgramsError, check_bpffs};
@@ -96,6 +97,7 @@ pub struct Dataplane {
     programs: Programs,
     maps: Maps,
     egress: EgressTable,
+    policies: PolicyTable,
     announcer: Announcer,
     handover: Handover,
     leftovers: Leftovers,
@@ -168,6 +170,7 @@ impl Dataplane {
         }
         let table_events = nft.lock().events()?;
         let egress = EgressTable::read(&mut maps, config.mark)?;
+        let policies = PolicyTable::read(&maps.policies)?;
         let announcer = Announcer::open(uplink.index, uplink.mac)?;
         let handover = Handover::of(network.handover_settings(&uplink.name, uplink.index)).await;
         let prober = Prober::open(uplink.index, uplink.mac)?;
@@ -180,6 +183,7 @@ impl Dataplane {
             programs,
             maps,
             egress,
+            policies,
             announcer,
             handover,
             leftovers: Leftovers::default(),
@@ -300,7 +304,9 @@ impl Dataplane {
         self.ensure(plan, &mut doubts, report, findings).await;
         let mut before = doubts.exist().then(|| self.kept.clone());
         if doubts.maps
-            && let Err(error) = self.kept.read_maps(&self.maps, &self.egress)
+            && let Err(error) = self
+                .kept
+                .read_maps(&self.maps, &self.egress, &self.policies)
         {
             return fail(report, "the eBPF maps' present state", &error);
         }
@@ -326,6 +332,8 @@ impl Dataplane {
                 fail(report, &format!("egress IP {address}"), &error);
             }
         }
+        self.policies
+            .allocate(&mut self.maps.policies, &mut desired, &self.kept.plan);
         for kept in before.iter_mut().chain([&mut self.kept]) {
             kept.count_floating_ips(&self.egress, &desired.floating_ips);
         }

@@ -1,6 +1,9 @@
 //! The maps of the eBPF programs, as Rust sees them.
 
+mod policies;
+
 use std::net::IpAddr;
+use std::path::Path;
 
 use aya::Pod;
 use aya::maps::lpm_trie::{Key, LpmTrie};
@@ -9,12 +12,16 @@ use ipnet::IpNet;
 
 use crate::programs::ProgramsError;
 
+pub(crate) use policies::{
+    DestinationValue, FIRST_POLICY, MAX_POLICIES, NAME_LENGTH, PolicyMaps, PolicyTraffic,
+};
+
 /// Value of a destination that is left to normal forwarding.
-pub(crate) const FORWARD: u32 = 0;
+pub(crate) const FORWARD: u16 = 0;
 /// Value of a destination whose packets keep the pod's address.
-pub(crate) const KEEP: u32 = 1;
+pub(crate) const KEEP: u16 = 1;
 /// Value of a destination whose packets do not leave.
-pub(crate) const DROP: u32 = u32::MAX;
+pub(crate) const DROP: u16 = u16::MAX;
 /// The first index of an egress IP.
 pub(crate) const FIRST_EGRESS: u32 = 2;
 /// As in the C source.
@@ -31,6 +38,8 @@ pub(crate) struct Maps {
     peers6: HashMap<MapData, [u8; 16], u32>,
     blocked: PerCpuArray<MapData, u64>,
     traffic: PerCpuArray<MapData, EgressTraffic>,
+    /// By the index of a policy.
+    pub(crate) policies: PolicyMaps,
 }
 
 /// A pod's address on its interface, and its policy set.
@@ -67,16 +76,27 @@ macro_rules! of_family {
 }
 
 impl Maps {
-    /// Takes the maps of a loaded object, which `take` gives by name.
-    pub(crate) fn open(mut take: impl FnMut(&'static str) -> Map) -> Result<Self, ProgramsError> {
+    /// Takes the maps that `take` gives by name: of a loaded object, or pinned.
+    pub(crate) fn open(
+        mut take: impl FnMut(&'static str) -> Result<Map, ProgramsError>,
+    ) -> Result<Self, ProgramsError> {
         Ok(Self {
             ipv4: AddressMaps::open(&mut take)?,
             ipv6: AddressMaps::open(&mut take)?,
-            vnis: take("vnis").try_into().map_err(map_error("vnis"))?,
-            peers: take("peers").try_into().map_err(map_error("peers"))?,
-            peers6: take("peers6").try_into().map_err(map_error("peers6"))?,
-            blocked: take("blocked").try_into().map_err(map_error("blocked"))?,
-            traffic: take("traffic").try_into().map_err(map_error("traffic"))?,
+            vnis: take("vnis")?.try_into().map_err(map_error("vnis"))?,
+            peers: take("peers")?.try_into().map_err(map_error("peers"))?,
+            peers6: take("peers6")?.try_into().map_err(map_error("peers6"))?,
+            blocked: take("blocked")?.try_into().map_err(map_error("blocked"))?,
+            traffic: take("traffic")?.try_into().map_err(map_error("traffic"))?,
+            policies: PolicyMaps::open(&mut take)?,
+        })
+    }
+
+    /// Opens what an agent has pinned, whether it still runs or not.
+    pub(crate) fn from_pins(pins: &Path) -> Result<Self, ProgramsError> {
+        Self::open(|name| {
+            let data = MapData::from_pin(pins.join(name)).map_err(map_error(name))?;
+            Map::from_map_data(data).map_err(map_error(name))
         })
     }
 
@@ -102,7 +122,9 @@ impl Maps {
     }
 
     /// All destinations: policy set, prefix, value.
-    pub(crate) fn destinations(&self) -> Result<Vec<(u32, IpNet, u32)>, ProgramsError> {
+    pub(crate) fn destinations(
+        &self,
+    ) -> Result<Vec<(u32, IpNet, DestinationValue)>, ProgramsError> {
         Ok([self.ipv4.destinations()?, self.ipv6.destinations()?].concat())
     }
 
@@ -111,7 +133,7 @@ impl Maps {
         &mut self,
         set: u32,
         prefix: IpNet,
-        value: u32,
+        value: DestinationValue,
     ) -> Result<(), ProgramsError> {
         of_family!(self, prefix.network(), |maps, octets| maps
             .set_destination(destination_key(set, octets, prefix), value))
@@ -351,18 +373,22 @@ struct AddressMaps<A: Octets> {
 }
 
 impl<A: Octets> AddressMaps<A> {
-    fn open(take: &mut impl FnMut(&'static str) -> Map) -> Result<Self, ProgramsError> {
+    fn open(
+        take: &mut impl FnMut(&'static str) -> Result<Map, ProgramsError>,
+    ) -> Result<Self, ProgramsError> {
         let Names {
             pods,
             destinations,
             egress_ips,
         } = A::NAMES;
         Ok(Self {
-            pods: take(pods).try_into().map_err(map_error(pods))?,
-            destinations: take(destinations)
+            pods: take(pods)?.try_into().map_err(map_error(pods))?,
+            destinations: take(destinations)?
                 .try_into()
                 .map_err(map_error(destinations))?,
-            egress_ips: take(egress_ips).try_into().map_err(map_error(egress_ips))?,
+            egress_ips: take(egress_ips)?
+                .try_into()
+                .map_err(map_error(egress_ips))?,
         })
     }
 
@@ -388,14 +414,15 @@ impl<A: Octets> AddressMaps<A> {
         removed.map_err(map_error(A::NAMES.pods))
     }
 
-    fn destinations(&self) -> Result<Vec<(u32, IpNet, u32)>, ProgramsError> {
+    fn destinations(&self) -> Result<Vec<(u32, IpNet, DestinationValue)>, ProgramsError> {
         let mut destinations = Vec::new();
         for entry in self.destinations.iter() {
             let (key, value) = entry.map_err(map_error(A::NAMES.destinations))?;
             let DestinationKey { set, address } = key.data();
             let length = key.prefix_len().saturating_sub(SET_BITS) as u8;
             let prefix = IpNet::new(address.into(), length);
-            destinations.extend(prefix.map(|prefix| (set, prefix, value)));
+            destinations
+                .extend(prefix.map(|prefix| (set, prefix, DestinationValue::from_bits(value))));
         }
         Ok(destinations)
     }
@@ -403,9 +430,9 @@ impl<A: Octets> AddressMaps<A> {
     fn set_destination(
         &mut self,
         key: Key<DestinationKey<A>>,
-        value: u32,
+        value: DestinationValue,
     ) -> Result<(), ProgramsError> {
-        let inserted = self.destinations.insert(&key, value, 0);
+        let inserted = self.destinations.insert(&key, value.bits(), 0);
         inserted.map_err(map_error(A::NAMES.destinations))
     }
 

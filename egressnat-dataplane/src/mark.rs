@@ -56,7 +56,7 @@ impl MarkMask {
 
     /// The mark of packets whose address a policy keeps.
     pub(crate) fn keep(self) -> u32 {
-        self.of_index(crate::maps::KEEP)
+        self.of_index(u32::from(crate::maps::KEEP))
     }
 
     /// The mark, without the tunnel bit, of an egress index.
@@ -115,7 +115,7 @@ mod tests {
     fn the_default_has_a_tunnel_bit_and_1020_egress_ips() {
         let mark = MarkMask::default();
         assert_eq!(mark.tunnel(), 0x0400_0000);
-        assert_eq!(mark.max_index() - crate::maps::KEEP, 1020);
+        assert_eq!(mark.max_index() - u32::from(crate::maps::KEEP), 1020);
         assert_eq!(mark.of_index(2), 0x0002_0000);
         assert_eq!(mark.forward(), mark.of_index(mark.max_index() + 2));
         assert_eq!(

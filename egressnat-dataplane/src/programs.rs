@@ -218,8 +218,8 @@ impl Programs {
             .load(OBJECT)
             .map_err(ProgramsError::Load)?;
         let maps = Maps::open(|name| {
-            ebpf.take_map(name)
-                .expect("the object that we ship has this map")
+            let map = ebpf.take_map(name);
+            Ok(map.expect("the object that we ship has this map"))
         })?;
         outgrown::take_over(&pins)?;
         let mut programs = Self {
@@ -523,4 +523,4 @@ fn remove_pin(pin: &Path) -> Result<(), ProgramsError> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

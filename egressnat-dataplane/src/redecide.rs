@@ -25,6 +25,9 @@ pub(crate) fn affected_pods(
             Change::SetPod(pod, _) | Change::RemovePod(pod) => {
                 pods.insert(*pod);
             }
+            // The same, by another policy.
+            Change::SetDestination(set, prefix, steering)
+                if observed.destinations.get(&(*set, *prefix)) == Some(steering) => {}
             Change::SetDestination(set, _, _) | Change::RemoveDestination(set, _) => {
                 sets.insert(*set);
             }

@@ -1,6 +1,6 @@
 //! The part of a plan that can be applied on this node now.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use egressnat_core::model::{MasqueradeMatch, MasqueradeRules};
@@ -79,6 +79,16 @@ pub(super) fn applicable(
         Steering::Snat(address) => Family::of(*address) == Family::of_range(prefix),
         Steering::Forward | Steering::Keep | Steering::Drop => true,
     };
+    let destinations: BTreeMap<(PolicySetId, IpNet), Steering> = plan
+        .destinations
+        .iter()
+        .filter(|((_, prefix), steering)| has_family(&prefix.addr()) && fits(prefix, steering))
+        .map(|(key, steering)| (*key, *steering))
+        .collect();
+    let mut deciders = plan.deciders.clone();
+    if destinations.len() < plan.destinations.len() {
+        deciders.retain(|key, _| destinations.contains_key(key));
+    }
     let ranges = |ranges: &BTreeSet<IpNet>| without_overlap(ranges, families);
     NodePlan {
         pods: plan
@@ -87,12 +97,8 @@ pub(super) fn applicable(
             .filter(|(address, _)| is_here(address))
             .map(|(address, set)| (*address, *set))
             .collect(),
-        destinations: plan
-            .destinations
-            .iter()
-            .filter(|((_, prefix), steering)| has_family(&prefix.addr()) && fits(prefix, steering))
-            .map(|(key, steering)| (*key, *steering))
-            .collect(),
+        destinations,
+        deciders,
         floating_ips: plan
             .floating_ips
             .iter()

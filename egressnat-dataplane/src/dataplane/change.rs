@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use egressnat_core::{Change, Failure, NodePlan, Report, Steering};
 
 use super::{Dataplane, ObserveError, fail};
-use crate::maps::{DROP, FORWARD, KEEP, PodEntry};
+use crate::maps::{DROP, DestinationValue, FORWARD, KEEP, PodEntry};
 use crate::ports::PodInterfaces;
 use crate::programs::ProgramsError;
 
@@ -35,11 +35,11 @@ impl Dataplane {
                     let addresses = addresses_of(group);
                     self.remove_addresses(&addresses, interfaces, report).await
                 }
-                _ => self.change_maps(group, interfaces, report, Some(&mut crowded)),
+                _ => self.change_maps(group, desired, interfaces, report, Some(&mut crowded)),
             });
         }
         // What goes made room meanwhile.
-        undone.extend(self.change_maps(&crowded, interfaces, report, None));
+        undone.extend(self.change_maps(&crowded, desired, interfaces, report, None));
         if !addresses.is_empty() {
             let addresses = addresses_of(&addresses);
             let contested = self.ask_for(&addresses, report, findings).await;
@@ -55,13 +55,14 @@ impl Dataplane {
     fn change_maps(
         &mut self,
         changes: &[Change],
+        desired: &NodePlan,
         interfaces: &PodInterfaces,
         report: &mut Report,
         mut crowded: Option<&mut Vec<Change>>,
     ) -> BTreeSet<Change> {
         let mut undone = BTreeSet::new();
         for change in changes {
-            match (self.change_map(change, interfaces), &mut crowded) {
+            match (self.change_map(change, desired, interfaces), &mut crowded) {
                 (Ok(Written::Yes), _) => {
                     self.kept.note(change);
                     report.changes += 1;
@@ -82,22 +83,31 @@ impl Dataplane {
     fn change_map(
         &mut self,
         change: &Change,
+        desired: &NodePlan,
         interfaces: &PodInterfaces,
     ) -> Result<Written, ObserveError> {
         match *change {
             Change::AddPeer(peer) => self.maps.add_peer(peer)?,
             Change::RemovePeer(peer) => self.maps.remove_peer(peer)?,
             Change::SetDestination(set, prefix, steering) => {
-                let value = match steering {
+                let egress = match steering {
                     Steering::Forward => FORWARD,
                     Steering::Keep => KEEP,
                     Steering::Drop => DROP,
-                    Steering::Snat(address) => self
-                        .egress
-                        .index(address)
-                        .ok_or(ObserveError::NoEgressIndex(address))?,
+                    Steering::Snat(address) => {
+                        let index = self.egress.index(address);
+                        let index = index.and_then(|index| u16::try_from(index).ok());
+                        index.ok_or(ObserveError::NoEgressIndex(address))?
+                    }
+                };
+                let decider = desired.deciders.get(&(set, prefix));
+                let policy = decider.and_then(|name| self.policies.index(name));
+                let value = DestinationValue {
+                    egress,
+                    policy: policy.unwrap_or_default(),
                 };
                 self.maps.set_destination(set.0, prefix, value)?;
+                self.kept.note_decider((set, prefix), decider);
             }
             Change::RemoveDestination(set, prefix) => {
                 self.maps.remove_destination(set.0, prefix)?;

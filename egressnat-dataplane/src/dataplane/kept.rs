@@ -4,13 +4,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use egressnat_core::gateway::EgressId;
+use egressnat_core::model::PolicyName;
 use egressnat_core::{Change, NodePlan, PolicySetId, Steering};
+use ipnet::IpNet;
 
 use super::ObserveError;
 use crate::egress::EgressTable;
 use crate::family::Family;
 use crate::maps::{DROP, FORWARD, KEEP, Maps};
 use crate::nft::{NftError, Ruleset, SetName};
+use crate::policy_table::PolicyTable;
 
 /// What the kernel has. Every write that the kernel has acknowledged is noted here; what it refused is read again.
 #[derive(Debug, Clone, Default)]
@@ -35,6 +38,7 @@ impl Kept {
         &mut self,
         maps: &Maps,
         egress: &EgressTable,
+        policies: &PolicyTable,
     ) -> Result<(), ObserveError> {
         let pods = maps.pods()?.into_iter();
         self.pods = pods
@@ -42,18 +46,22 @@ impl Kept {
             .collect();
         self.count_pods();
         self.plan.destinations.clear();
+        self.plan.deciders.clear();
         for (set, prefix, value) in maps.destinations()? {
-            let steering = match value {
+            let steering = match value.egress {
                 FORWARD => Steering::Forward,
                 KEEP => Steering::Keep,
                 DROP => Steering::Drop,
-                index => match egress.address(index) {
+                index => match egress.address(u32::from(index)) {
                     Some(address) => Steering::Snat(address),
                     None => Steering::Forward,
                 },
             };
             let key = (PolicySetId(set), prefix);
             self.plan.destinations.insert(key, steering);
+            if let Some(name) = policies.name(value.policy) {
+                self.plan.deciders.insert(key, name.clone());
+            }
         }
         self.plan.peers = maps.peers()?.into_iter().collect();
         Ok(())
@@ -123,7 +131,8 @@ impl Kept {
         self.plan.pods = pods.map(|((address, _), set)| (*address, *set)).collect();
     }
 
-    /// Notes that a change was made. Those of pods and floating IPs are noted where they are made, with more than the change says.
+    /// Notes that a change was made. Those of pods and floating IPs are noted where they are made, with more than the change says,
+    /// and so is which policy decides about a destination.
     pub(super) fn note(&mut self, change: &Change) {
         let plan = &mut self.plan;
         match *change {
@@ -144,6 +153,7 @@ impl Kept {
             }
             Change::RemoveDestination(set, prefix) => {
                 plan.destinations.remove(&(set, prefix));
+                plan.deciders.remove(&(set, prefix));
             }
             Change::SetPod(..)
             | Change::RemovePod(_)
@@ -151,6 +161,14 @@ impl Kept {
             | Change::AddAddress(_)
             | Change::RemoveAddress(_)
             | Change::RemoveSnat(_) => {}
+        }
+    }
+
+    /// Notes which policy decides about a destination, if one does.
+    pub(super) fn note_decider(&mut self, key: (PolicySetId, IpNet), decider: Option<&PolicyName>) {
+        match decider {
+            Some(decider) => _ = self.plan.deciders.insert(key, decider.clone()),
+            None => _ = self.plan.deciders.remove(&key),
         }
     }
 

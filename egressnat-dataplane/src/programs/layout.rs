@@ -7,7 +7,7 @@ use aya::maps::{MapInfo, MapType};
 
 use super::{ProgramsError, outgrown};
 use crate::config::Config;
-use crate::maps::MAX_EGRESS;
+use crate::maps::{MAX_EGRESS, MAX_POLICIES, NAME_LENGTH, PolicyTraffic};
 
 /// As in the C source.
 const MAX_DESTINATIONS: u32 = 262_144;
@@ -42,7 +42,7 @@ impl fmt::Display for Shape {
     }
 }
 
-/// The maps whose keys or values mean something; the counters only grow.
+/// The maps whose keys or values mean something to more than one release.
 fn shapes(config: &Config) -> Vec<(&'static str, Shape)> {
     const WORD: usize = size_of::<u32>();
     let shape = |kind, key, value, entries| Shape {
@@ -55,6 +55,19 @@ fn shapes(config: &Config) -> Vec<(&'static str, Shape)> {
         ("vnis", shape(MapType::Hash, WORD, WORD, MAX_EGRESS)),
         ("peers", shape(MapType::Hash, WORD, WORD, MAX_PEERS)),
         ("peers6", shape(MapType::Hash, IPV6, WORD, MAX_PEERS)),
+        (
+            "policy_traffic",
+            shape(
+                MapType::PerCpuArray,
+                WORD,
+                size_of::<PolicyTraffic>(),
+                MAX_POLICIES,
+            ),
+        ),
+        (
+            "policy_names",
+            shape(MapType::Hash, WORD, NAME_LENGTH, MAX_POLICIES),
+        ),
     ];
     for (address, [pods, destinations, egress_ips]) in [
         (IPV4, ["pods", "destinations", "egress_ips"]),

@@ -7,7 +7,9 @@ use aya::{TestRun, TestRunOptions};
 
 use super::*;
 use crate::family::octets;
-use crate::maps::{DROP, EgressEntry, FORWARD, KEEP, PodEntry};
+use crate::maps::{
+    DROP, DestinationValue, EgressEntry, FORWARD, KEEP, PodEntry, PolicyTraffic, Traffic,
+};
 use crate::mark::MarkMask;
 
 /// The kernel runs the program as if the packet came in at `lo`.
@@ -20,10 +22,10 @@ const FOREIGN: u32 = 0x8000_8001;
 const SET: u32 = 7;
 
 /// A bpffs of its own.
-struct Pins(tempfile::TempDir);
+pub(crate) struct Pins(tempfile::TempDir);
 
 impl Pins {
-    fn mount() -> Self {
+    pub(crate) fn mount() -> Self {
         let directory = tempfile::tempdir().unwrap();
         let mounted = Command::new("mount")
             .args(["-t", "bpf", "bpf"])
@@ -34,6 +36,18 @@ impl Pins {
             "run the tests as root ('make test')"
         );
         Self(directory)
+    }
+
+    pub(crate) fn config(&self) -> Config {
+        Config {
+            bpffs: self.0.path().to_owned(),
+            ..Config::default()
+        }
+    }
+
+    /// The maps as they are pinned.
+    fn maps(&self) -> Maps {
+        Maps::from_pins(&self.config().pins()).unwrap()
     }
 }
 
@@ -59,7 +73,7 @@ fn packet(source: IpAddr, destination: IpAddr, protocol: u8, payload: &[u8]) -> 
     bytes.extend(octets(source));
     bytes.extend(octets(destination));
     bytes.extend(payload);
-    bytes.resize(bytes.len() + 8 - payload.len(), 0);
+    bytes.resize(bytes.len() + 8usize.saturating_sub(payload.len()), 0);
     bytes
 }
 
@@ -139,13 +153,9 @@ fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
 }
 
-/// Programs whose maps know the addresses, with two indices of egress IPs: a remote one and one held here.
+/// Programs whose maps know the addresses, each prefix by a policy of its own from 1 on, with two indices of egress IPs: a remote one and one held here.
 fn load(pins: &Pins, addresses: &Addresses, (remote, local): (u32, u32)) -> Programs {
-    let config = Config {
-        bpffs: pins.0.path().to_owned(),
-        ..Config::default()
-    };
-    let (programs, mut maps) = Programs::load(&config).unwrap();
+    let (programs, mut maps) = Programs::load(&pins.config()).unwrap();
     for (address, ifindex, set) in [
         (addresses.pod, INTERFACE, SET),
         (addresses.unselected, INTERFACE, 0),
@@ -159,13 +169,19 @@ fn load(pins: &Pins, addresses: &Addresses, (remote, local): (u32, u32)) -> Prog
         maps.set_pod(pod).unwrap();
         assert!(maps.pods().unwrap().contains(&pod));
     }
-    let values = [remote, local, KEEP, DROP, FORWARD];
-    for (prefix, value) in addresses.prefixes.into_iter().zip(values) {
+    let index = |index: u32| u16::try_from(index).unwrap();
+    let values = [index(remote), index(local), KEEP, DROP, FORWARD];
+    for (egress, (policy, prefix)) in values.into_iter().zip((1..).zip(addresses.prefixes)) {
         let prefix = prefix.parse().unwrap();
+        let value = DestinationValue { egress, policy };
         maps.set_destination(SET, prefix, value).unwrap();
         assert!(maps.destinations().unwrap().contains(&(SET, prefix, value)));
         // Never asked about.
-        maps.set_destination(0, prefix, DROP).unwrap();
+        let dropped = DestinationValue {
+            egress: DROP,
+            policy: 0,
+        };
+        maps.set_destination(0, prefix, dropped).unwrap();
     }
     for (index, is_local) in [(remote, false), (local, true)] {
         let egress = EgressEntry {
@@ -265,4 +281,71 @@ fn what_is_for_the_link_of_a_pod_alone_is_never_steered_and_never_dropped() {
     let mut short = packet(ip(IPV6.pod), ip(dropped), ICMPV6, &[]);
     short.truncate(54);
     assert_eq!(run(&mut programs, &short, 0, 1).0, SHOT);
+}
+
+#[test]
+fn a_packet_is_counted_for_the_policy_that_decides_and_a_first_one_of_tcp_as_a_connection() {
+    const TCP: u8 = 6;
+    const UDP: u8 = 17;
+    let tcp = |flags: u8| {
+        let mut header = [0; 20];
+        header[12] = 5 << 4;
+        header[13] = flags;
+        header
+    };
+    let (syn, syn_ack, ack) = (tcp(2), tcp(0x12), tcp(0x10));
+    for addresses in [IPV4, IPV6] {
+        let pins = Pins::mount();
+        let mark = MarkMask::DEFAULT;
+        let (remote, local) = (mark.max_index(), mark.max_index() - 1);
+        let mut programs = load(&pins, &addresses, (remote, local));
+        for (place, destination) in addresses.inside.into_iter().enumerate() {
+            let mut bytes = 0;
+            for (protocol, payload) in [
+                (TCP, &syn),
+                (TCP, &syn_ack),
+                (TCP, &ack),
+                // What stands at that place is no flags.
+                (UDP, &syn),
+            ] {
+                let packet = packet(ip(addresses.pod), ip(destination), protocol, payload);
+                bytes += packet.len() as u64;
+                run(&mut programs, &packet, 0, 1);
+            }
+            let counted = pins.maps().policies.traffic(place as u32 + 1).unwrap();
+            let sent = PolicyTraffic {
+                sent: Traffic { packets: 4, bytes },
+                connections: 1,
+                blocked: 0,
+            };
+            let want = match place {
+                0..=2 => sent,
+                3 => PolicyTraffic {
+                    blocked: 4,
+                    ..PolicyTraffic::default()
+                },
+                _ => PolicyTraffic::default(),
+            };
+            assert_eq!(counted, want, "{destination}");
+        }
+        // Nor for nobody: an index that is none is not counted.
+        let nobody = pins.maps().policies.traffic(0).unwrap();
+        assert_eq!(nobody, PolicyTraffic::default());
+    }
+}
+
+#[test]
+fn what_an_older_release_has_dropped_is_dropped() {
+    let pins = Pins::mount();
+    let mark = MarkMask::DEFAULT;
+    let mut programs = load(&pins, &IPV4, (mark.max_index(), mark.max_index() - 1));
+    // All bits.
+    let older = DestinationValue {
+        egress: DROP,
+        policy: u16::MAX,
+    };
+    let prefix = IPV4.prefixes[0].parse().unwrap();
+    pins.maps().set_destination(SET, prefix, older).unwrap();
+    let packet = packet(ip(IPV4.pod), ip(IPV4.inside[0]), 17, &[]);
+    assert_eq!(run(&mut programs, &packet, 0, 1).0, SHOT);
 }

@@ -2,6 +2,7 @@
 
 mod nodes;
 mod ours;
+mod policies;
 mod unprivileged;
 
 use std::collections::BTreeSet;
@@ -82,6 +83,7 @@ fn of_ipv6(mut plan: NodePlan) -> NodePlan {
     let is_ipv6 = |range: &IpNet| range.addr().is_ipv6();
     plan.pods.retain(|address, _| address.is_ipv6());
     plan.destinations.retain(|(_, prefix), _| is_ipv6(prefix));
+    plan.deciders.retain(|(_, prefix), _| is_ipv6(prefix));
     plan.floating_ips.retain(IpAddr::is_ipv6);
     plan.peers.retain(IpAddr::is_ipv6);
     plan.pod_ranges.retain(is_ipv6);

@@ -28,6 +28,7 @@ mod mtu;
 mod network;
 mod owner;
 mod planned_move;
+mod policies;
 mod precedence;
 mod probe;
 mod restart;

@@ -8,6 +8,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use aya::maps::lpm_trie::LpmTrie;
+use aya::maps::{Map, MapData};
 use egressnat_dataplane::{Config, Dataplane};
 
 use crate::network::{FLOATING, Network, SERVER, eventually, plan, runtime};
@@ -215,6 +217,11 @@ fn an_agent_that_is_killed_again_and_again_loses_nothing_and_rewrites_nothing() 
     let sent = stream.finish();
     eventually(sent, || network.arrived());
     assert_eq!(network.counted("out", "sink", "other"), 0);
+    assert_eq!(
+        network.policy("egress").sent.packets,
+        sent,
+        "one count through all runs"
+    );
     eprintln!("{sent} sent, all of them translated, {restarts} kills of each of two agents");
 }
 
@@ -255,4 +262,42 @@ fn a_table_of_an_older_layout_is_taken_over_under_traffic_with_its_deadlines() {
     assert_eq!(network.counted("out", "sink", "other"), 0);
     let held = network.exec("n2", "nft list set ip egressnat held");
     assert!(held.contains(&format!("{FLOATING} timeout")), "{held}");
+}
+
+/// A key of `destinations` behind its prefix length: policy set and address.
+type DestinationKey = [u8; 8];
+
+#[test]
+fn destinations_of_a_release_that_counted_no_policies_are_taken_over_under_traffic() {
+    let network = Network::new();
+    network.apply_all("n2");
+    network.sink();
+    // As that release wrote them: without a policy, and all bits for what is dropped.
+    let pins = network.pins("n1").join("v1");
+    let map = Map::LpmTrie(MapData::from_pin(pins.join("destinations")).unwrap());
+    let mut destinations: LpmTrie<_, DestinationKey, u32> = map.try_into().unwrap();
+    let entries: Vec<_> = destinations.iter().map(Result::unwrap).collect();
+    let decided = entries.iter().filter(|(_, value)| *value != 0).count();
+    assert!(decided > 0);
+    for (key, value) in &entries {
+        let older = match value & 0xffff {
+            0xffff => u32::MAX,
+            index => index,
+        };
+        destinations.insert(key, older, 0).unwrap();
+    }
+    for map in ["policy_names", "policy_traffic"] {
+        std::fs::remove_file(pins.join(map)).unwrap();
+    }
+    let stream = Stream::start(&network, "10.10.1.2");
+    eventually(true, || network.arrived() > 1000);
+    let report = network.apply("n1", plan("n1", "n2"));
+    assert_eq!((report.changes, report.failures), (decided, vec![]));
+    let before = network.policy("egress").sent.packets;
+    eventually(true, || {
+        network.policy("egress").sent.packets > before + 1000
+    });
+    let sent = stream.finish();
+    eventually(sent, || network.arrived());
+    assert_eq!(network.counted("out", "sink", "other"), 0);
 }
