@@ -1,5 +1,7 @@
 //! The agent: makes its node's plan real in the kernel.
 
+mod counters;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::IsTerminal;
 use std::net::{IpAddr, SocketAddr};
@@ -8,11 +10,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use counters::Output;
 use egressnat_core::model::NodeName;
 use egressnat_core::{Failure, NodePlan, Report};
 use egressnat_dataplane::{
-    Attachment, Config, Dataplane, Deadlines, Encapsulation, FloatingIpUse, MarkMask, Segment,
-    cleanup,
+    Attachment, Config, Counters, Dataplane, Deadlines, Encapsulation, FloatingIpUse, MarkMask,
+    Segment, cleanup,
 };
 use egressnat_kube::{
     AgentConfig, ApiStore, DirectoryStore, NodeDataplane, Pulse, StoreOutage, Uplink, run_agent,
@@ -41,6 +44,19 @@ struct Arguments {
 enum Command {
     /// Removes everything of egressnat from the node's kernel, once no agent runs there.
     Cleanup(Host),
+    /// Prints what the node's packet path counted: by policy, by egress IP, and what was blocked. It needs no agent that runs, and
+    /// disturbs none.
+    Counters(Count),
+}
+
+#[derive(Args)]
+struct Count {
+    /// Where a bpffs is mounted.
+    #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf")]
+    bpffs: PathBuf,
+    /// How to print them.
+    #[arg(long, value_name = "FORMAT", value_enum, default_value_t = Output::Text)]
+    output: Output,
 }
 
 #[derive(Args)]
@@ -205,23 +221,10 @@ async fn main() -> anyhow::Result<()> {
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
         .init();
-    if let Some(Command::Cleanup(host)) = arguments.command {
-        let report = cleanup(&host.config()).await;
-        for failure in &report.failures {
-            tracing::error!(
-                object = failure.object,
-                message = failure.message,
-                "not removed"
-            );
-        }
-        if !report.is_complete() {
-            bail!("{} things could not be removed", report.failures.len());
-        }
-        tracing::info!(
-            removed = report.changes,
-            "nothing of egressnat is left on this node"
-        );
-        return Ok(());
+    match arguments.command {
+        Some(Command::Cleanup(host)) => return clean_up(host).await,
+        Some(Command::Counters(count)) => return print_counters(count),
+        None => {}
     }
     let mut terminate = signal(SignalKind::terminate()).context("no handler of SIGTERM")?;
     // As the first process of a container it would not end by the signal alone. The kernel is left as it is.
@@ -229,6 +232,34 @@ async fn main() -> anyhow::Result<()> {
         outcome = run(arguments.run) => outcome,
         _ = terminate.recv() => Ok(()),
     }
+}
+
+async fn clean_up(host: Host) -> anyhow::Result<()> {
+    let report = cleanup(&host.config()).await;
+    for failure in &report.failures {
+        tracing::error!(
+            object = failure.object,
+            message = failure.message,
+            "not removed"
+        );
+    }
+    if !report.is_complete() {
+        bail!("{} things could not be removed", report.failures.len());
+    }
+    tracing::info!(
+        removed = report.changes,
+        "nothing of egressnat is left on this node"
+    );
+    Ok(())
+}
+
+fn print_counters(count: Count) -> anyhow::Result<()> {
+    let config = Config {
+        bpffs: count.bpffs,
+        ..Config::default()
+    };
+    let read = Counters::read(&config)?;
+    counters::write(&mut std::io::stdout(), &read, count.output).context("not all is printed")
 }
 
 async fn run(run: Run) -> anyhow::Result<()> {

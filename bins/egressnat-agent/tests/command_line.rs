@@ -32,6 +32,12 @@ fn a_directory_and_a_cluster_at_once_are_refused() {
 }
 
 #[test]
+fn counters_where_no_agent_has_run_are_none_and_that_is_said() {
+    let said = said(&["counters", "--bpffs", "/nonexistent"]);
+    assert!(said.contains("no agent has run on this node"), "{said}");
+}
+
+#[test]
 fn a_kubeconfig_that_cannot_be_used_is_named() {
     for path in ["/nonexistent/config", "/dev/null"] {
         let said = said(&["--node", "worker1", "--kubeconfig", path]);

@@ -129,14 +129,36 @@ impl Lab {
     ///
     /// The node is not there or off.
     pub fn clean_up(&self, node: &str) -> Result<Output> {
+        self.run_on(node, "cleanup", &[], &Container::of_cleanup()?)
+    }
+
+    /// Runs the agent's `counters --output json` on a node, with the rights of `deploy/agent.yaml`, and returns what it printed.
+    ///
+    /// # Errors
+    ///
+    /// The node is not there or off.
+    pub fn counters(&self, node: &str) -> Result<Output> {
+        let json = ["--output", "json"];
+        self.run_on(node, "counters", &json, &Container::of_agent()?)
+    }
+
+    /// Runs a subcommand of the agent's program on a node, to its end.
+    fn run_on(
+        &self,
+        node: &str,
+        subcommand: &str,
+        arguments: &[&str],
+        container: &Container,
+    ) -> Result<Output> {
         let program = process::program("egressnat-agent")?;
         let namespace = self.namespace(&Target::Node(node.to_owned()))?;
-        let role = format!("cleanup@{namespace}");
+        let role = format!("{subcommand}@{namespace}");
         let mut command = process::command(&self.directory, &role, Some(&namespace), &program)?;
         command
-            .args(["cleanup", "--bpffs"])
-            .arg(self.bpffs().join(node));
-        Container::of_cleanup()?.confine(&mut command);
+            .args([subcommand, "--bpffs"])
+            .arg(self.bpffs().join(node))
+            .args(arguments);
+        container.confine(&mut command);
         Ok(command.output()?)
     }
 

@@ -45,6 +45,47 @@ fn the_wire_shows_the_tunnel_and_the_translated_packet_e40() {
 }
 
 #[test]
+fn what_each_policy_sent_can_be_read_while_the_agent_runs_and_when_it_does_not() {
+    let lab = TestLab::with_policy();
+    let (_, away) = lab.beside_and_away();
+    let node = match &away {
+        Target::Pod(_, name) if name == "frontend-0" => "worker1",
+        _ => "worker2",
+    };
+    let counted = || -> Value {
+        let output = lab.counters(node).unwrap();
+        assert!(output.status.success(), "{output:?}");
+        serde_json::from_slice(&output.stdout).unwrap()
+    };
+    let of_policy = |counted: &Value, number: &str| {
+        let policies = counted["policies"].as_object().unwrap();
+        assert_eq!(policies.len(), 1, "{policies:?}");
+        policies.values().next().unwrap()[number].as_u64().unwrap()
+    };
+    let before = counted();
+    for _ in 0..3 {
+        assert_eq!(lab.seen(&away, Protocol::Tcp).unwrap(), FLOATING);
+    }
+    let after = counted();
+    let difference = |number| of_policy(&after, number) - of_policy(&before, number);
+    assert_eq!(difference("tcpConnections"), 3);
+    assert!(difference("packets") >= 3 * 4, "{after}");
+    assert!(after["egressIPs"][FLOATING.to_string()].is_object(), "{after}");
+    assert_eq!(after["blocked"]["dropped"], 0);
+
+    // Packets go on, and so does what counts them.
+    let agent = lab.agent_pid(node).unwrap().to_string();
+    let killed = std::process::Command::new("kill").args(["-9", &agent]).status();
+    assert!(killed.unwrap().success());
+    let ended = || lab.agent_pid(node).is_err().then_some(());
+    until("the agent to end", PATIENCE, ended).unwrap();
+    assert_eq!(lab.seen(&away, Protocol::Tcp).unwrap(), FLOATING);
+    let without = counted();
+    let connections = of_policy(&without, "tcpConnections");
+    assert_eq!(connections, of_policy(&after, "tcpConnections") + 1);
+}
+
+#[test]
 fn a_policy_change_reaches_the_kernel_at_once() {
     let lab = TestLab::with_policy();
     let (_, away) = lab.beside_and_away();
