@@ -241,6 +241,11 @@ mod tests {
             first
         );
         assert_eq!(affected(Change::AddPeer(floating)), BTreeSet::new());
+        let (key, same) = desired.destinations.first_key_value().unwrap();
+        let same = Change::SetDestination(key.0, key.1, *same);
+        assert_eq!(affected(same), first, "it was not there");
+        let by_another = affected_pods(&[same], &desired, &desired);
+        assert_eq!(by_another, BTreeSet::new());
         let other = "10.10.1.3".parse().unwrap();
         assert_eq!(
             affected(Change::RemovePod(other)),

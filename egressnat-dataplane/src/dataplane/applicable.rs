@@ -85,6 +85,7 @@ pub(super) fn applicable(
         .filter(|((_, prefix), steering)| has_family(&prefix.addr()) && fits(prefix, steering))
         .map(|(key, steering)| (*key, *steering))
         .collect();
+    // Mostly those of all of them.
     let mut deciders = plan.deciders.clone();
     if destinations.len() < plan.destinations.len() {
         deciders.retain(|key, _| destinations.contains_key(key));

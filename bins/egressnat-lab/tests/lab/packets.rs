@@ -70,12 +70,17 @@ fn what_each_policy_sent_can_be_read_while_the_agent_runs_and_when_it_does_not()
     let difference = |number| of_policy(&after, number) - of_policy(&before, number);
     assert_eq!(difference("tcpConnections"), 3);
     assert!(difference("packets") >= 3 * 4, "{after}");
-    assert!(after["egressIPs"][FLOATING.to_string()].is_object(), "{after}");
+    assert!(
+        after["egressIPs"][FLOATING.to_string()].is_object(),
+        "{after}"
+    );
     assert_eq!(after["blocked"]["dropped"], 0);
 
     // Packets go on, and so does what counts them.
     let agent = lab.agent_pid(node).unwrap().to_string();
-    let killed = std::process::Command::new("kill").args(["-9", &agent]).status();
+    let killed = std::process::Command::new("kill")
+        .args(["-9", &agent])
+        .status();
     assert!(killed.unwrap().success());
     let ended = || lab.agent_pid(node).is_err().then_some(());
     until("the agent to end", PATIENCE, ended).unwrap();
