@@ -138,7 +138,6 @@ fn json(counters: &Counters) -> Value {
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "a test fails by it")]
 
     use egressnat_dataplane::{EgressCounters, PolicyCounters, Traffic};
 
