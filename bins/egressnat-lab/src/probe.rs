@@ -145,6 +145,9 @@ pub struct Observed {
 /// Time between two questions.
 const PACE: Duration = Duration::from_millis(20);
 
+/// How long the last answers are waited for.
+const LAST_ANSWERS: Duration = Duration::from_secs(1);
+
 impl Traffic {
     /// Starts to ask `server` over UDP from inside `namespace`, one flow, a question each 20 ms.
     ///
@@ -181,7 +184,7 @@ impl Traffic {
         })
     }
 
-    /// Ends it, and tells what it saw.
+    /// Ends it, waits a moment for answers that are on their way, and tells what it saw.
     ///
     /// # Errors
     ///
@@ -212,17 +215,30 @@ fn ask(socket: &UdpSocket, stop: &AtomicBool, answers: &AtomicU32) -> Result<Obs
             let now = Instant::now();
             observed.longest_gap = observed.longest_gap.max(now - last_answer);
             last_answer = now;
-            observed.answered += 1;
+            observed.hear(&buffer[..length])?;
             answers.store(observed.answered, Ordering::Relaxed);
-            let seen = parse_client(&String::from_utf8_lossy(&buffer[..length]))?;
-            observed.sources.insert(*seen.ip());
-            observed.ports.insert(seen.port());
         }
     }
-    observed.longest_gap = observed
-        .longest_gap
-        .max(last_answer.elapsed().saturating_sub(PACE));
+    let silence = last_answer.elapsed().saturating_sub(PACE);
+    observed.longest_gap = observed.longest_gap.max(silence);
+    // What is on its way is not lost.
+    let end = Instant::now() + LAST_ANSWERS;
+    while observed.answered < observed.sent && Instant::now() < end {
+        if let Ok(length) = socket.recv(&mut buffer) {
+            observed.hear(&buffer[..length])?;
+        }
+    }
     Ok(observed)
+}
+
+impl Observed {
+    fn hear(&mut self, answer: &[u8]) -> Result<()> {
+        let seen = parse_client(&String::from_utf8_lossy(answer))?;
+        self.answered += 1;
+        self.sources.insert(*seen.ip());
+        self.ports.insert(seen.port());
+        Ok(())
+    }
 }
 
 /// The source address that a plain listener in another namespace sees, at its own address.
