@@ -205,8 +205,6 @@ impl Programs {
         layout::check(&pins, config)?;
         let writes_headers = u32::from(config.encapsulation == Encapsulation::Program);
         let mut ebpf = EbpfLoader::new()
-            // Nothing in our programs depends on the kernel's own types, and to read those takes 13 MB for a moment.
-            .btf(None)
             .map_max_entries("pods", config.max_pods)
             .map_max_entries("pods6", config.max_pods)
             .default_map_pin_directory(&pins)
