@@ -138,7 +138,6 @@ fn json(counters: &Counters) -> Value {
 
 #[cfg(test)]
 mod tests {
-
     use egressnat_dataplane::{EgressCounters, PolicyCounters, Traffic};
 
     use super::*;
