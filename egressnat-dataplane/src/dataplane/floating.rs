@@ -186,9 +186,9 @@ impl Dataplane {
         report: &mut Report,
     ) -> BTreeSet<Change> {
         let mut work = Work::new(Change::AddAddress, report);
-        let translated = self.kept.translated(&self.egress);
+        let is_translated = |address: &IpAddr| self.kept.is_translated(&self.egress, *address);
         let (ready, early): (Vec<IpAddr>, Vec<IpAddr>) =
-            addresses.iter().partition(|ip| translated.contains(ip));
+            addresses.iter().copied().partition(is_translated);
         for address in early {
             work.fail(address, &ObserveError::NotTranslated(address));
         }

@@ -103,25 +103,25 @@ impl Kept {
         self.numbered = mapped.filter(is_numbered).copied().collect();
     }
 
-    /// The floating IPs that everything is in place for but the address itself: an agent may have been killed in between.
-    pub(super) fn translated(&self, egress: &EgressTable) -> BTreeSet<IpAddr> {
-        let is_whole = |(key, address): &(&(Family, u32), &IpAddr)| {
-            egress.mark(**address) == Some(key.1)
-                && self.numbered.contains(address)
-                && self.guarded.contains(address)
-        };
-        let whole = self.mappings.iter().filter(is_whole);
-        whole.map(|(_, address)| *address).collect()
+    /// Whether everything is in place for a floating IP but the address itself: an agent may have been killed in between.
+    pub(super) fn is_translated(&self, egress: &EgressTable, address: IpAddr) -> bool {
+        let mapped = egress.mark(address).and_then(|mark| {
+            let key = (Family::of(address), mark);
+            self.mappings.get(&key)
+        });
+        mapped == Some(&address)
+            && self.numbered.contains(&address)
+            && self.guarded.contains(&address)
     }
 
     /// Compares what there is of floating IPs with those that are wanted: half of one is none, when it is wanted, and one, when
     /// it is not.
     pub(super) fn count_floating_ips(&mut self, egress: &EgressTable, wanted: &BTreeSet<IpAddr>) {
-        let translated = self.translated(egress);
-        let mapped: BTreeSet<IpAddr> = self.mappings.values().copied().collect();
-        let whole = self.addresses.intersection(&translated);
-        let parts = [&self.addresses, &mapped, &self.guarded];
-        let unwanted = parts.into_iter().flat_map(|part| part.difference(wanted));
+        let is_whole = |address: &&IpAddr| self.is_translated(egress, **address);
+        let whole = self.addresses.iter().filter(is_whole);
+        let parts = self.addresses.iter().chain(&self.guarded);
+        let parts = parts.chain(self.mappings.values());
+        let unwanted = parts.filter(|address| !wanted.contains(address));
         self.plan.floating_ips = whole.chain(unwanted).copied().collect();
     }
 

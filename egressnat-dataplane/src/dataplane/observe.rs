@@ -87,10 +87,12 @@ impl Dataplane {
 
     /// The floating IPs that are in use: on the uplink, translated to, and before their deadline if they have one.
     pub(super) fn usable(&self) -> BTreeSet<IpAddr> {
-        let translated = self.kept.translated(&self.egress);
-        let mut usable = &self.kept.addresses & &translated;
         let owner = self.nft.lock();
-        usable.retain(|address| !Fence::is_expired(&owner, *address));
-        usable
+        let is_usable = |address: &&IpAddr| {
+            self.kept.is_translated(&self.egress, **address)
+                && !Fence::is_expired(&owner, **address)
+        };
+        let addresses = self.kept.addresses.iter();
+        addresses.filter(is_usable).copied().collect()
     }
 }
