@@ -204,8 +204,8 @@ impl Dataplane {
             return work.undone;
         }
         self.handover.take().await;
-        // The node's own pods leave from here on, with flows that begin anew. What they sent before waits where the address was, and
-        // comes back with the announcement.
+        // What this node's own pods send goes on to wait where the address was until it is here, and comes back then. Would they leave
+        // with it before, answers would go to who had it.
         let moved: Vec<Change> = ready.iter().copied().map(Change::AddAddress).collect();
         let own = affected_pods(&moved, &self.kept.plan, desired);
         if !own.is_empty() {
@@ -214,37 +214,28 @@ impl Dataplane {
                 Err(error) => work.fail_all(&ready, &error),
             }
         }
-        let mut local = Vec::new();
-        for address in ready {
-            match self.egress.set_local(&mut self.maps, address, true) {
-                Ok(()) => local.push(address),
-                Err(error) => work.fail(address, &error),
+        let is_there = |address: &IpAddr| self.kept.addresses.contains(address);
+        let (there, missing): (Vec<IpAddr>, Vec<IpAddr>) = ready.into_iter().partition(is_there);
+        let added = self.network.add_floating_ips(&self.uplink, &missing).await;
+        let added = work.take(added);
+        self.kept.addresses.extend(&added);
+        let here: Vec<IpAddr> = there.into_iter().chain(added).collect();
+        for address in &here {
+            if let IpAddr::V4(address) = address {
+                self.prober.hold(*address);
+            }
+            self.announcer.announce(*address);
+        }
+        for address in &here {
+            match self.egress.set_local(&mut self.maps, *address, true) {
+                Ok(()) => work.report.changes += 1,
+                Err(error) => work.fail(*address, &error),
             }
         }
         if !own.is_empty()
             && let Err(error) = self.leave_untracked(&[])
         {
-            work.fail_all(&local, &error);
-        }
-        let is_there = |address: &IpAddr| self.kept.addresses.contains(address);
-        let (there, missing): (Vec<IpAddr>, Vec<IpAddr>) = local.into_iter().partition(is_there);
-        let added = self.network.add_floating_ips(&self.uplink, &missing).await;
-        let added = work.take(added);
-        self.kept.addresses.extend(&added);
-        // Where the address could not be had, the node's own pods do not leave with it either.
-        for address in missing {
-            if !self.kept.addresses.contains(&address)
-                && let Err(error) = self.egress.set_local(&mut self.maps, address, false)
-            {
-                work.fail(address, &error);
-            }
-        }
-        for address in there.into_iter().chain(added) {
-            if let IpAddr::V4(address) = address {
-                self.prober.hold(address);
-            }
-            self.announcer.announce(address);
-            work.report.changes += 1;
+            work.fail_all(&here, &error);
         }
         work.undone
     }

@@ -26,6 +26,8 @@ const MOST_AT_ONCE: f64 = 900.0;
 struct Observed {
     sent: usize,
     seen: usize,
+    /// How many answers came back to the pod.
+    answers: usize,
     longest_pause: Duration,
 }
 
@@ -150,6 +152,7 @@ fn at_some_rate(most: u32, observe: impl Fn(u32, u16) -> Vec<Observed>) {
         if waiting < MOST_AT_ONCE {
             for flow in &observed {
                 assert_eq!(flow.seen, flow.sent, "packets lost: {observed:?}");
+                assert_eq!(flow.answers, flow.sent, "answers lost: {observed:?}");
             }
             return;
         }
@@ -164,6 +167,7 @@ struct Flow {
     is_over: Arc<AtomicBool>,
     sender: JoinHandle<()>,
     receiver: JoinHandle<(Vec<u32>, Duration)>,
+    listener: JoinHandle<usize>,
 }
 
 impl Flow {
@@ -179,6 +183,11 @@ impl Flow {
             .set_read_timeout(Some(Duration::from_secs(2)))
             .unwrap();
         let client = network.udp(pod, from_port, to_port);
+        let answered = client.try_clone().unwrap();
+        let _ = setsockopt(&answered, sockopt::RcvBufForce, &(16 << 20));
+        answered
+            .set_read_timeout(Some(Duration::from_secs(3)))
+            .unwrap();
         let is_over = Arc::new(AtomicBool::new(false));
         let sent = Arc::new(AtomicU32::new(0));
         let (stop, count) = (Arc::clone(&is_over), Arc::clone(&sent));
@@ -205,14 +214,24 @@ impl Flow {
                 longest = longest.max(last.elapsed());
                 last = Instant::now();
                 numbers.push(u32::from_be_bytes(buffer));
+                server.send_to(&buffer, from).unwrap();
             }
             (numbers, longest)
+        });
+        let listener = thread::spawn(move || {
+            let mut buffer = [0; 4];
+            let mut answers = 0;
+            while answered.recv(&mut buffer).is_ok() {
+                answers += 1;
+            }
+            answers
         });
         Self {
             sent,
             is_over,
             sender,
             receiver,
+            listener,
         }
     }
 
@@ -233,6 +252,7 @@ impl Flow {
         Observed {
             sent: self.sent.load(Ordering::Relaxed) as usize,
             seen: numbers.len(),
+            answers: self.listener.join().unwrap(),
             longest_pause,
         }
     }
