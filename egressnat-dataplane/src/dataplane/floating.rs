@@ -233,7 +233,7 @@ impl Dataplane {
             }
         }
         if !own.is_empty()
-            && let Err(error) = self.leave_untracked(&[])
+            && let Err(error) = self.leave_untracked(&[], &BTreeSet::new())
         {
             work.fail_all(&here, &error);
         }
@@ -248,16 +248,23 @@ impl Dataplane {
         pods: &BTreeSet<IpAddr>,
         desired: &NodePlan,
     ) -> Result<usize, ObserveError> {
-        self.leave_untracked(addresses)?;
+        self.leave_untracked(addresses, pods)?;
         Ok(forget_stale(pods, desired)?)
     }
 
-    fn leave_untracked(&self, addresses: &[IpAddr]) -> Result<(), NftError> {
+    fn leave_untracked(
+        &self,
+        addresses: &[IpAddr],
+        pods: &BTreeSet<IpAddr>,
+    ) -> Result<(), NftError> {
         let owner = self.nft.lock();
         for family in &self.families {
             let of_family = addresses.iter().filter(|ip| Family::of(**ip) == *family);
             let marks: Vec<u32> = of_family.filter_map(|ip| self.egress.mark(*ip)).collect();
-            self.ruleset(*family).leave_untracked(&owner, &marks)?;
+            let pods = pods.iter().copied();
+            let pods: Vec<IpAddr> = pods.filter(|pod| Family::of(*pod) == *family).collect();
+            self.ruleset(*family)
+                .leave_untracked(&owner, &marks, &pods)?;
         }
         Ok(())
     }

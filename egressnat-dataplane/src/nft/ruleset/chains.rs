@@ -5,11 +5,13 @@
 //! the first packet of a flow only.
 
 use std::ffi::CStr;
+use std::net::IpAddr;
 
 use egressnat_core::model::MasqueradeRules;
 use nftnl::{Batch, Chain, ChainType, Hook, MsgType, Policy, Rule, Table};
 
 use super::{Ruleset, TABLE};
+use crate::family::octets;
 use crate::nft::batch::NftError;
 use crate::nft::counter::Counter;
 use crate::nft::expr::{self, Expr, rule};
@@ -64,9 +66,15 @@ impl Ruleset {
         self.last_chains(&table, batch);
     }
 
-    /// Has connection tracking know nothing of steered packets with one of these marks, until it is called with others. So their flows
-    /// can be forgotten and not begin again before they are decided anew.
-    pub(crate) fn leave_untracked(&self, owner: &Owner, marks: &[u32]) -> Result<(), NftError> {
+    /// Has connection tracking know nothing of steered packets with one of these marks, and of answers to these pods, until it is called
+    /// with others. So their flows can be forgotten and not begin again before they are decided anew: with an answer, the pod would seem to
+    /// answer a connection from outside.
+    pub(crate) fn leave_untracked(
+        &self,
+        owner: &Owner,
+        marks: &[u32],
+        pods: &[IpAddr],
+    ) -> Result<(), NftError> {
         let table = Table::new(TABLE, self.family.into());
         let chain = Chain::new(RAW_PREROUTING, &table);
         let mut batch = Batch::new();
@@ -80,6 +88,17 @@ impl Ruleset {
                 expr::notrack(),
             ];
             let comment = c"its floating IP comes to this node: the flow begins anew";
+            batch.add(&rule(&chain, comment, &exprs), MsgType::Add);
+        }
+        for pod in pods {
+            let exprs = [
+                expr::destination(self.family),
+                expr::is(&octets(*pod)),
+                expr::source(self.family),
+                expr::is_not_in(SetName::InternalRanges.as_cstr()),
+                expr::notrack(),
+            ];
+            let comment = c"answers that are on their way while the flow begins anew";
             batch.add(&rule(&chain, comment, &exprs), MsgType::Add);
         }
         self.add_tunnel_rule(&chain, &mut batch);
