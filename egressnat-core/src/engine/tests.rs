@@ -13,14 +13,19 @@ fn nodes() -> Vec<NodeName> {
     (0..8u8).map(|n| format!("n{n}").parse().unwrap()).collect()
 }
 
+/// An engine of each of these nodes, which knows nothing.
+fn engines(seed: u64) -> Vec<(NodeName, NodeEngine)> {
+    nodes()
+        .into_iter()
+        .map(|node| (node.clone(), NodeEngine::new(node, seed)))
+        .collect()
+}
+
 /// Takes events one by one and compares with planning from nothing after each.
 fn follow(events: Vec<Event>, seed: u64) -> Result<(), TestCaseError> {
     let mut snapshot = Snapshot::default();
     let mut cluster = ClusterEngine::new(&snapshot);
-    let mut engines: Vec<(NodeName, NodeEngine)> = nodes()
-        .into_iter()
-        .map(|node| (node.clone(), NodeEngine::new(node, seed)))
-        .collect();
+    let mut engines = engines(seed);
     for event in events {
         snapshot.apply(event.clone());
         let moves = cluster.apply(event.clone());
@@ -71,10 +76,7 @@ proptest! {
     ) {
         let mut snapshot = Snapshot::default();
         let mut cluster = ClusterEngine::new(&snapshot);
-        let mut engines: Vec<(NodeName, NodeEngine)> = nodes()
-            .into_iter()
-            .map(|node| (node.clone(), NodeEngine::new(node, seed)))
-            .collect();
+        let mut engines = engines(seed);
         for batch in batches {
             for event in batch.clone() {
                 snapshot.apply(event);

@@ -32,10 +32,8 @@ impl TestLab {
 #[test]
 fn a_frozen_holder_falls_silent_before_another_has_its_address_e33() {
     let lab = TestLab::with_policy();
-    let old = lab.holder();
+    let (old, new) = lab.holder_and_other();
     let (_, away) = lab.beside_and_away();
-    let new = ["worker1", "worker2"].into_iter().find(|node| *node != old);
-    let new = new.unwrap();
     assert!(lab.is_used_on(&old));
     lab.freeze(&old).unwrap();
     until("the next holder", PATIENCE, || {

@@ -19,7 +19,7 @@ fn the_wire_shows_the_tunnel_and_the_translated_packet_e40() {
     let lab = TestLab::with_policy();
     let (_, away) = lab.beside_and_away();
     let holder = Target::Node(lab.holder());
-    let mut capture = lab.capture(&holder, "eth0", "udp port 8473 or host 8.8.8.8");
+    let mut capture = lab.capture(&holder, &["-i", "eth0", "udp port 8473 or host 8.8.8.8"]);
     let seen = lab.seen(&away, Protocol::Tcp).unwrap();
     let mut lines = BufReader::new(capture.stdout.take().unwrap())
         .lines()
@@ -253,7 +253,7 @@ fn a_floating_ip_takes_no_new_connections_and_answers_no_stranger_e47() {
 fn no_pod_address_is_ever_seen_outside_of_the_cluster() {
     let lab = TestLab::with_policy();
     let (beside, away) = lab.beside_and_away();
-    let mut capture = lab.capture(&Target::Router, "out0", "src net 10.10.0.0/16");
+    let mut capture = lab.capture(&Target::Router, &["-i", "out0", "src net 10.10.0.0/16"]);
     for target in [&beside, &away, &pod("backend-0")] {
         for protocol in [Protocol::Tcp, Protocol::Udp, Protocol::Http] {
             lab.seen(target, protocol).unwrap();
@@ -268,11 +268,12 @@ fn no_pod_address_is_ever_seen_outside_of_the_cluster() {
 
 impl TestLab {
     /// A running tcpdump that listens already.
-    fn capture(&self, at: &Target, interface: &str, filter: &str) -> Child {
+    pub(super) fn capture(&self, at: &Target, arguments: &[&str]) -> Child {
         let mut capture = self
             .command(at, "tcpdump")
             .unwrap()
-            .args(["-l", "-n", "-i", interface, filter])
+            .args(["-l", "-n"])
+            .args(arguments)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()

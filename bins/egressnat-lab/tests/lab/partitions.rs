@@ -54,7 +54,7 @@ impl TestLab {
     }
 
     /// The holder, and the worker that is not.
-    fn holder_and_other(&self) -> (String, &'static str) {
+    pub(super) fn holder_and_other(&self) -> (String, &'static str) {
         let holder = self.holder();
         let other = ["worker1", "worker2"]
             .into_iter()
@@ -66,15 +66,7 @@ impl TestLab {
         let router = Target::Router;
         // Of whoever says in ARP to have the address, and of whoever sends with it.
         let filter = format!("src host {FLOATING}");
-        let mut capture = self.command(&router, "tcpdump").unwrap();
-        capture.args(["-l", "-n", "-e", "-i", "eth0", &filter]);
-        let mut capture = capture
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut messages = BufReader::new(capture.stderr.take().unwrap()).lines();
-        assert!(messages.any(|line| line.unwrap().starts_with("listening on")));
+        let mut capture = self.capture(&router, &["-e", "-i", "eth0", &filter]);
         let lines = BufReader::new(capture.stdout.take().unwrap()).lines();
         let heard = Arc::new(Mutex::new(Vec::new()));
         let all = Arc::clone(&heard);

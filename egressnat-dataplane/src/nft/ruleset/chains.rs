@@ -211,17 +211,15 @@ impl Ruleset {
         let mut add =
             |comment: &CStr, exprs: &[Expr]| batch.add(&rule(&chain, comment, exprs), MsgType::Add);
         let ours = self.mark.mask();
-        let [mark, tunnel_bit, is_set] = self.is_steered();
+        let mut steered: Vec<Expr> = self.is_steered().into();
+        steered.extend([
+            expr::counter(),
+            expr::source(self.family),
+            expr::snat(self.family),
+        ]);
         add(
             c"on the way to the gateway node: translated there",
-            &[
-                mark,
-                tunnel_bit,
-                is_set,
-                expr::counter(),
-                expr::source(self.family),
-                expr::snat(self.family),
-            ],
+            &steered,
         );
         add(
             c"a policy keeps the pod's address",
@@ -245,17 +243,16 @@ impl Ruleset {
             ],
         );
         let left_to_node = self.mark.left_to_node();
+        let mut not_held: Vec<Expr> = self.is_decided().into();
+        not_held.extend([
+            expr::and(left_to_node),
+            expr::is_not(&(self.mark.forward() & left_to_node).to_ne_bytes()),
+            expr::named_counter(Counter::NotHeld),
+            expr::drop_packet(),
+        ]);
         add(
             c"its egress IP is not on this node (any more): never leaves with another address",
-            &[
-                expr::mark(),
-                expr::and(ours),
-                expr::is_not(&0u32.to_ne_bytes()),
-                expr::and(left_to_node),
-                expr::is_not(&(self.mark.forward() & left_to_node).to_ne_bytes()),
-                expr::named_counter(Counter::NotHeld),
-                expr::drop_packet(),
-            ],
+            &not_held,
         );
     }
 
@@ -426,16 +423,14 @@ impl Ruleset {
         let comment = c"on the way to the gateway node";
         batch.add(&rule(&chain, comment, &to_tunnel), MsgType::Add);
         fence::add_forwarded(self.family, &chain, batch);
-        let untranslated = [
-            expr::mark(),
-            expr::and(self.mark.mask()),
-            expr::is_not(&0u32.to_ne_bytes()),
+        let mut untranslated: Vec<Expr> = self.is_decided().into();
+        untranslated.extend([
             expr::is_not(&self.mark.keep().to_ne_bytes()),
             expr::source(self.family),
             expr::is_in(SetName::InternalRanges.as_cstr()),
             expr::counter(),
             expr::drop_packet(),
-        ];
+        ]);
         let comment = c"should leave with an egress IP and still has a pod's address";
         batch.add(&rule(&chain, comment, &untranslated), MsgType::Add);
     }
