@@ -43,6 +43,7 @@ const TUPLE_IP: u16 = 1;
 const TUPLE_PROTOCOL: u16 = 2;
 const PROTOCOL_NUMBER: u16 = 1;
 const SOURCE_PORT: u16 = 2;
+const DESTINATION_PORT: u16 = 3;
 const IPV4_SOURCE: u16 = 1;
 const IPV4_DESTINATION: u16 = 2;
 const IPV6_SOURCE: u16 = 3;
@@ -67,6 +68,10 @@ pub(crate) struct Connection {
     pub(crate) answering_port: u16,
     /// Whom the other side sees: where replies go to.
     pub(crate) seen_as: IpAddr,
+    /// From which port; 0 for protocols without.
+    pub(crate) port: u16,
+    /// From which port as the other side sees it.
+    pub(crate) seen_port: u16,
     /// Over what.
     pub(crate) protocol: Option<Protocol>,
     /// The attributes by which the kernel finds it again.
@@ -151,9 +156,9 @@ fn parse(attributes: &[u8]) -> Option<Connection> {
         source: source(original)?,
         destination: destination(original)?,
         answered_by: source(reply)?,
-        answering_port: find(reply, TUPLE_PROTOCOL)
-            .and_then(|protocol| find(protocol, SOURCE_PORT)?.first_chunk())
-            .map_or(0, |port| u16::from_be_bytes(*port)),
+        port: port(original, SOURCE_PORT),
+        seen_port: port(reply, DESTINATION_PORT),
+        answering_port: port(reply, SOURCE_PORT),
         seen_as: destination(reply)?,
         protocol: find(original, TUPLE_PROTOCOL)
             .and_then(|protocol| find(protocol, PROTOCOL_NUMBER)?.first())
@@ -168,6 +173,12 @@ fn source(tuple: &[u8]) -> Option<IpAddr> {
 
 fn destination(tuple: &[u8]) -> Option<IpAddr> {
     address(tuple, [IPV4_DESTINATION, IPV6_DESTINATION])
+}
+
+fn port(tuple: &[u8], kind: u16) -> u16 {
+    let protocol = find(tuple, TUPLE_PROTOCOL);
+    let port = protocol.and_then(|protocol| find(protocol, kind)?.first_chunk());
+    port.map_or(0, |port| u16::from_be_bytes(*port))
 }
 
 /// A tuple has the address of one family.
@@ -237,6 +248,7 @@ mod tests {
         let protocol = [
             attribute(PROTOCOL_NUMBER, &[17]),
             attribute(SOURCE_PORT, &443u16.to_be_bytes()),
+            attribute(DESTINATION_PORT, &40_000u16.to_be_bytes()),
         ]
         .concat();
         let parts = [
@@ -266,6 +278,7 @@ mod tests {
             assert_eq!(connection.destination.to_string(), server);
             assert_eq!(connection.answered_by, connection.destination);
             assert_eq!(connection.answering_port, 443);
+            assert_eq!((connection.port, connection.seen_port), (443, 40_000));
             assert_eq!(connection.seen_as.to_string(), egress_ip);
             assert_eq!(connection.protocol, Some(Protocol::UDP));
             assert_eq!(connection.identity, [original, id].concat());

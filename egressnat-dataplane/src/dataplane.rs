@@ -33,12 +33,12 @@ use crate::leftovers::Leftovers;
 use crate::lock::{Lock, LockError};
 use crate::maps::Maps;
 use crate::network::{Network, NetworkError, Uplink};
-use crate::nft::{Events, NftError, Ruleset, SharedOwner};
+use crate::nft::{Events, Forgotten, NftError, Ruleset, SharedOwner};
 use crate::policy_table::PolicyTable;
 use crate::ports::Ports;
 use crate::probe::Prober;
 use crate::programs::{Hook, Programs, ProgramsError, check_bpffs};
-use crate::redecide::{affected_pods, forget_stale};
+use crate::redecide::{affected_pods, between, forget_stale, selected_pods};
 use crate::segment::Segment;
 use applicable::applicable;
 use doubt::Doubts;
@@ -115,6 +115,8 @@ pub struct Dataplane {
     kept: Kept,
     doubts: Doubts,
     located: Option<Located>,
+    /// Whether every running connection is as the kept plan decides. An agent may have been killed between a decision and this.
+    is_settled: bool,
     host: HostFindings,
     /// By which what others did is told from what the plan changed.
     restoration: Restoration,
@@ -196,6 +198,7 @@ impl Dataplane {
             kept: Kept::default(),
             doubts: Doubts::ALL,
             located: None,
+            is_settled: false,
             host: HostFindings::default(),
             restoration: Restoration::default(),
             guard_file,
@@ -337,22 +340,42 @@ impl Dataplane {
         for kept in before.iter_mut().chain([&mut self.kept]) {
             kept.count_floating_ips(&self.egress, &desired.floating_ips);
         }
-        let changes = diff(&self.kept.plan, &desired);
-        let affected = affected_pods(&changes, &self.kept.plan, &desired);
+        let was_settled = std::mem::replace(&mut self.is_settled, false);
+        let between = between(&self.kept.plan, &desired);
+        let mut changes = diff(&self.kept.plan, between.as_ref().unwrap_or(&desired));
+        let affected = match was_settled {
+            true => affected_pods(&changes, &self.kept.plan, &desired),
+            false => selected_pods(&[&self.kept.plan, &desired]),
+        };
         if !changes.is_empty() {
             self.leftovers.note_steered(self.kept.plan.egress_ips());
             self.leftovers.note_steered(desired.egress_ips());
         }
-        let undone = self
+        let mut undone = self
             .change(&changes, &desired, &interfaces, report, findings)
             .await;
         // The guard is there, and holds until each pod has its program: the kernel takes some milliseconds for each.
         self.attach_steering(&desired, &interfaces, doubts, report)
             .await;
         // A binding is made by a flow's first packet. Where the decision has changed, flows have to start anew.
-        match forget_stale(&affected, &desired) {
-            Ok(forgotten) => report.changes += forgotten,
+        match self.forget(&affected, &desired) {
+            Ok(forgotten) => {
+                report.changes += forgotten;
+                self.is_settled = true;
+            }
             Err(error) => fail(report, "running connections of pods", &error),
+        }
+        // With them forgotten, what stood still goes by what is desired.
+        if between.is_some() && self.is_settled {
+            let rest = diff(&self.kept.plan, &desired);
+            let failed = self.change(&rest, &desired, &interfaces, report, findings);
+            undone.extend(failed.await);
+            changes.extend(rest);
+        }
+        if doubts.tables
+            && let Err(error) = self.expect_no_answers()
+        {
+            fail(report, "answers to flows that were forgotten", &error);
         }
         if let Err(error) = self.egress.retain(&mut self.maps, &needed) {
             fail(report, "egress IPs that are not used any more", &error);
@@ -373,6 +396,23 @@ impl Dataplane {
             undone,
         };
         self.restoration.finish(comparison, report);
+    }
+
+    /// Makes the kernel forget connections of pods that were decided otherwise than `plan` does. Returns how many there were.
+    fn forget(&mut self, pods: &BTreeSet<IpAddr>, plan: &NodePlan) -> Result<usize, ObserveError> {
+        let owner = self.nft.lock();
+        forget_stale(pods, plan, |family, answers| {
+            Forgotten::expect(&owner, family, answers).map_err(ObserveError::from)
+        })
+    }
+
+    /// Tracks all answers again, unless some are expected still.
+    fn expect_no_answers(&self) -> Result<(), NftError> {
+        let owner = self.nft.lock();
+        for family in &self.families {
+            Forgotten::end(&owner, *family)?;
+        }
+        Ok(())
     }
 
     fn ruleset(&self, family: Family) -> Ruleset {

@@ -136,6 +136,8 @@ mod tests {
             source: IpAddr::from([10, 10, 1, 2]),
             destination: IpAddr::from([8, 8, 8, to]),
             answered_by: IpAddr::from([8, 8, 8, to]),
+            port: 0,
+            seen_port: 0,
             answering_port: port,
             seen_as: IpAddr::from(seen_as),
             protocol: Some(Protocol::TCP),

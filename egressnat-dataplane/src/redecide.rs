@@ -1,12 +1,14 @@
 //! Running connections after a change: which of them would leave with the wrong address.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use egressnat_core::{Change, Decision, NodePlan, PolicySetId, Steering};
+use ipnet::IpNet;
 
 use crate::conntrack::{Connection, ConntrackError, connections, forget};
 use crate::family::Family;
+use crate::nft::Answer;
 
 /// The pods whose connections may be decided otherwise after `changes`. All others' are left alone (E44).
 pub(crate) fn affected_pods(
@@ -51,25 +53,138 @@ pub(crate) fn affected_pods(
     pods
 }
 
+/// The pods that policies select by any of these plans.
+pub(crate) fn selected_pods(plans: &[&NodePlan]) -> BTreeSet<IpAddr> {
+    let pods = plans.iter().flat_map(|plan| &plan.pods);
+    let selected = pods.filter(|(_, set)| **set != PolicySetId::EMPTY);
+    selected.map(|(pod, _)| *pod).collect()
+}
+
+/// What has to be in force while running connections are forgotten: as `desired`, but what was steered to another node, and that nobody
+/// decides about any more, goes nowhere. It would leave with the pod's own address, as nothing was translated on this node. Nothing if
+/// there is no such thing.
+pub(crate) fn between(observed: &NodePlan, desired: &NodePlan) -> Option<NodePlan> {
+    let mut plan = desired.clone();
+    let mut sets = BTreeMap::new();
+    for (pod, new) in &desired.pods {
+        let Some(old) = observed
+            .pods
+            .get(pod)
+            .filter(|old| **old != PolicySetId::EMPTY)
+        else {
+            continue;
+        };
+        let set = *sets.entry((*old, *new)).or_insert_with(|| {
+            let stopped = stopped(observed, *old, desired, *new);
+            if !stopped.values().any(|steering| *steering == Steering::Drop) {
+                return *new;
+            }
+            // Others than these pods may have the same set.
+            let set = unused_set(&[observed, &plan]);
+            let stopped = stopped.into_iter();
+            let destinations = stopped.map(|(prefix, steering)| ((set, prefix), steering));
+            plan.destinations.extend(destinations);
+            set
+        });
+        plan.pods.insert(*pod, set);
+    }
+    (plan.pods != desired.pods).then_some(plan)
+}
+
+/// A set as it is to be, without what was steered before and is not decided any more.
+fn stopped(
+    observed: &NodePlan,
+    old: PolicySetId,
+    desired: &NodePlan,
+    new: PolicySetId,
+) -> BTreeMap<IpNet, Steering> {
+    let prefixes = [(observed, old), (desired, new)];
+    let prefixes = prefixes.into_iter().flat_map(|(plan, set)| {
+        let of_set = plan
+            .destinations
+            .keys()
+            .filter(move |(other, _)| *other == set);
+        of_set.map(|(_, prefix)| *prefix)
+    });
+    let is_internal = |prefix: &IpNet| {
+        desired
+            .internal_ranges
+            .iter()
+            .any(|range| range.contains(prefix))
+    };
+    prefixes
+        .map(|prefix| {
+            let before = steering(observed, old, prefix);
+            let after = steering(desired, new, prefix);
+            let was_steered = matches!(before, Steering::Snat(_));
+            match after {
+                Steering::Forward if was_steered && !is_internal(&prefix) => {
+                    (prefix, Steering::Drop)
+                }
+                after => (prefix, after),
+            }
+        })
+        .collect()
+}
+
+/// What a set says about all of a prefix.
+fn steering(plan: &NodePlan, set: PolicySetId, prefix: IpNet) -> Steering {
+    let covering = (0..=prefix.prefix_len()).rev();
+    let mut covering = covering.filter_map(|length| IpNet::new(prefix.addr(), length).ok());
+    let found = covering.find_map(|range| plan.destinations.get(&(set, range.trunc())));
+    found.copied().unwrap_or(Steering::Forward)
+}
+
+/// A policy set that no plan has.
+fn unused_set(plans: &[&NodePlan]) -> PolicySetId {
+    let is_used = |set: &PolicySetId| {
+        plans.iter().any(|plan| {
+            let mut sets = plan.destinations.keys().map(|(set, _)| set);
+            sets.any(|other| other == set) || plan.pods.values().any(|other| other == set)
+        })
+    };
+    let mut sets = (0..=u32::MAX).rev().map(PolicySetId);
+    sets.find(|set| !is_used(set)).unwrap_or(PolicySetId::EMPTY)
+}
+
 /// Makes the kernel forget connections of `pods` that were decided otherwise than `plan` does. Returns how many there were.
-pub(crate) fn forget_stale(
+///
+/// Before, `expect` is called with the answers to them.
+pub(crate) fn forget_stale<E: From<ConntrackError>>(
     pods: &BTreeSet<IpAddr>,
     plan: &NodePlan,
-) -> Result<usize, ConntrackError> {
+    mut expect: impl FnMut(Family, &[Answer]) -> Result<(), E>,
+) -> Result<usize, E> {
     let mut forgotten = 0;
     for family in Family::ALL {
         if !pods.iter().any(|pod| Family::of(*pod) == family) {
             continue;
         }
-        let connections = connections(family)?.into_iter();
-        for connection in connections
-            .filter(|connection| pods.contains(&connection.source) && is_stale(connection, plan))
-        {
-            forget(&connection)?;
-            forgotten += 1;
+        let mut stale = connections(family)?;
+        stale.retain(|connection| pods.contains(&connection.source) && is_stale(connection, plan));
+        let answers: Vec<Answer> = stale.iter().filter_map(answer).collect();
+        if !answers.is_empty() {
+            expect(family, &answers)?;
         }
+        stale.iter().try_for_each(forget)?;
+        forgotten += stale.len();
     }
     Ok(forgotten)
+}
+
+/// The answers to a connection that are for the pod's address, if they can be told from others. Where this node translates the address,
+/// a gateway node may know the flow from before.
+fn answer(connection: &Connection) -> Option<Answer> {
+    let port = match connection.seen_as == connection.source {
+        true => connection.seen_port,
+        false => connection.port,
+    };
+    let ports = [connection.answering_port, port];
+    (ports != [0, 0]).then_some(Answer {
+        addresses: [connection.answered_by, connection.source],
+        protocol: connection.protocol?,
+        ports,
+    })
 }
 
 fn is_stale(connection: &Connection, plan: &NodePlan) -> bool {
@@ -100,8 +215,6 @@ fn is_stale(connection: &Connection, plan: &NodePlan) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use super::*;
 
     const SET: PolicySetId = PolicySetId(1);
@@ -218,6 +331,8 @@ mod tests {
                 destination: destination.parse().unwrap(),
                 answered_by: destination.parse().unwrap(),
                 answering_port: 0,
+                port: 0,
+                seen_port: 0,
                 seen_as: seen_as.parse().unwrap(),
                 protocol: None,
                 identity: Vec::new(),

@@ -14,7 +14,7 @@ use crate::maps::map_error;
 use crate::network::NetworkError;
 use crate::nft::{Elements, Fence, NftError, Ruleset, SetName, all_but_refused};
 use crate::ports::PodInterfaces;
-use crate::redecide::{affected_pods, forget_stale};
+use crate::redecide::affected_pods;
 
 /// What is done for floating IPs, with what went wrong.
 struct Work<'a> {
@@ -82,6 +82,7 @@ impl Dataplane {
             self.kept
                 .mappings
                 .insert((Family::of(address), mark), address);
+            self.kept.translated.insert((mark, address));
             self.kept.guarded.insert(address);
             let index = self.egress.index(address).unwrap_or_default();
             let vni = EgressId::of(address).vni();
@@ -103,14 +104,12 @@ impl Dataplane {
         for family in Family::ALL {
             let is_of = |(_, address): &&(u32, IpAddr)| Family::of(*address) == family;
             let of_family = || mappings.iter().filter(is_of).copied();
-            let none = || Elements::of(family, SetName::EgressIps);
-            let before = |(mark, _)| {
-                let before = self.kept.mappings.get(&(family, mark));
-                before.map(|address| (mark, *address))
-            };
-            let map = |elements: Elements, (mark, address)| elements.mapping(mark, address);
-            removed.push(of_family().filter_map(before).fold(none(), map));
-            added.push(of_family().fold(none(), map));
+            let before = |(mark, _)| self.kept.mapped(family, mark);
+            removed.push(Elements::mapped(family, of_family().filter_map(before)));
+            let before = |(mark, _)| self.kept.translated_with(mark);
+            removed.push(Elements::translated(family, of_family().flat_map(before)));
+            added.push(Elements::mapped(family, of_family()));
+            added.push(Elements::translated(family, of_family()));
             let addresses = of_family().map(|(_, address)| address);
             let guarded = Elements::of(family, SetName::FloatingIps);
             added.push(addresses.fold(guarded, Elements::address));
@@ -144,6 +143,9 @@ impl Dataplane {
         self.kept
             .mappings
             .retain(|_, mapped| !gone.contains(mapped));
+        self.kept
+            .translated
+            .retain(|(_, address)| !gone.contains(address));
         self.kept.guarded.retain(|address| !gone.contains(address));
         work.report.changes += gone.len();
         let gone: Vec<IpAddr> = gone.into_iter().collect();
@@ -157,15 +159,14 @@ impl Dataplane {
         let addresses: BTreeSet<IpAddr> = addresses.iter().copied().collect();
         let mut removed = Vec::new();
         for family in Family::ALL {
-            let mapped = self
-                .kept
-                .mappings
-                .iter()
-                .filter(|((of, _), address)| *of == family && addresses.contains(address));
-            let none = Elements::of(family, SetName::EgressIps);
-            removed.push(mapped.fold(none, |elements, ((_, mark), address)| {
-                elements.mapping(*mark, *address)
-            }));
+            let is_gone = |(_, address): &(u32, IpAddr)| {
+                Family::of(*address) == family && addresses.contains(address)
+            };
+            let mapped = self.kept.mappings.iter();
+            let mapped = mapped.map(|((_, mark), address)| (*mark, *address));
+            removed.push(Elements::mapped(family, mapped.filter(is_gone)));
+            let translated = self.kept.translated.iter().copied();
+            removed.push(Elements::translated(family, translated.filter(is_gone)));
             let guarded = addresses.intersection(&self.kept.guarded).copied();
             let guarded = guarded.filter(|address| Family::of(*address) == family);
             let none = Elements::of(family, SetName::FloatingIps);
@@ -233,7 +234,7 @@ impl Dataplane {
             }
         }
         if !own.is_empty()
-            && let Err(error) = self.leave_untracked(&[], &BTreeSet::new())
+            && let Err(error) = self.leave_untracked(&[])
         {
             work.fail_all(&here, &error);
         }
@@ -243,28 +244,21 @@ impl Dataplane {
     /// Forgets the flows of pods that are steered to these addresses elsewhere, and keeps them from beginning before the addresses are
     /// this node's. Returns how many there were.
     fn begin_anew(
-        &self,
+        &mut self,
         addresses: &[IpAddr],
         pods: &BTreeSet<IpAddr>,
         desired: &NodePlan,
     ) -> Result<usize, ObserveError> {
-        self.leave_untracked(addresses, pods)?;
-        Ok(forget_stale(pods, desired)?)
+        self.leave_untracked(addresses)?;
+        self.forget(pods, desired)
     }
 
-    fn leave_untracked(
-        &self,
-        addresses: &[IpAddr],
-        pods: &BTreeSet<IpAddr>,
-    ) -> Result<(), NftError> {
+    fn leave_untracked(&self, addresses: &[IpAddr]) -> Result<(), NftError> {
         let owner = self.nft.lock();
         for family in &self.families {
             let of_family = addresses.iter().filter(|ip| Family::of(**ip) == *family);
             let marks: Vec<u32> = of_family.filter_map(|ip| self.egress.mark(*ip)).collect();
-            let pods = pods.iter().copied();
-            let pods: Vec<IpAddr> = pods.filter(|pod| Family::of(*pod) == *family).collect();
-            self.ruleset(*family)
-                .leave_untracked(&owner, &marks, &pods)?;
+            self.ruleset(*family).leave_untracked(&owner, &marks)?;
         }
         Ok(())
     }

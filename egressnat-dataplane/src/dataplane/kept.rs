@@ -1,7 +1,7 @@
 //! What the kernel has, as far as this process has read or written it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use egressnat_core::gateway::EgressId;
 use egressnat_core::model::PolicyName;
@@ -26,6 +26,8 @@ pub(super) struct Kept {
     pub(super) addresses: BTreeSet<IpAddr>,
     /// Marks and the egress IPs that they are translated to.
     pub(super) mappings: BTreeMap<(Family, u32), IpAddr>,
+    /// Marks and the egress IPs that what has them may leave with.
+    pub(super) translated: BTreeSet<(u32, IpAddr)>,
     /// Floating IPs that take no new connections.
     pub(super) guarded: BTreeSet<IpAddr>,
     /// Egress IPs whose VNI leads to their index.
@@ -75,6 +77,7 @@ impl Kept {
         plan.guard_ranges.clear();
         plan.masquerade.rules.clear();
         self.mappings.clear();
+        self.translated.clear();
         self.guarded.clear();
         for family in families.iter().copied() {
             let ranges = |name| Ruleset::ranges(family, name);
@@ -87,6 +90,7 @@ impl Kept {
             let mapped = Ruleset::mappings(family, SetName::EgressIps)?.into_iter();
             self.mappings
                 .extend(mapped.map(|(mark, address)| ((family, mark), address)));
+            self.translated.extend(Ruleset::translated(family)?);
             self.guarded
                 .extend(Ruleset::addresses(family, SetName::FloatingIps)?);
         }
@@ -103,13 +107,27 @@ impl Kept {
         self.numbered = mapped.filter(is_numbered).copied().collect();
     }
 
+    /// A mark with the egress IP that it is mapped to.
+    pub(super) fn mapped(&self, family: Family, mark: u32) -> Option<(u32, IpAddr)> {
+        let address = self.mappings.get(&(family, mark));
+        address.map(|address| (mark, *address))
+    }
+
+    /// A mark with the egress IPs that what has it may leave with.
+    pub(super) fn translated_with(&self, mark: u32) -> impl Iterator<Item = (u32, IpAddr)> {
+        const FIRST: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+        self.translated
+            .range((mark, FIRST)..(mark + 1, FIRST))
+            .copied()
+    }
+
     /// Whether everything is in place for a floating IP but the address itself: an agent may have been killed in between.
     pub(super) fn is_translated(&self, egress: &EgressTable, address: IpAddr) -> bool {
-        let mapped = egress.mark(address).and_then(|mark| {
-            let key = (Family::of(address), mark);
-            self.mappings.get(&key)
-        });
-        mapped == Some(&address)
+        let is_mapped = |mark| {
+            self.mapped(Family::of(address), mark) == Some((mark, address))
+                && self.translated.contains(&(mark, address))
+        };
+        egress.mark(address).is_some_and(is_mapped)
             && self.numbered.contains(&address)
             && self.guarded.contains(&address)
     }
@@ -121,6 +139,7 @@ impl Kept {
         let whole = self.addresses.iter().filter(is_whole);
         let parts = self.addresses.iter().chain(&self.guarded);
         let parts = parts.chain(self.mappings.values());
+        let parts = parts.chain(self.translated.iter().map(|(_, address)| address));
         let unwanted = parts.filter(|address| !wanted.contains(address));
         self.plan.floating_ips = whole.chain(unwanted).copied().collect();
     }

@@ -2,16 +2,19 @@
 
 use std::ffi::{CStr, CString};
 use std::ptr::NonNull;
+use std::time::Duration;
 
 use nftnl::expr::Expression;
 use nftnl::{Chain, ProtoFamily, Rule};
 use nftnl_sys as sys;
 
 use super::counter::{Counter, OBJECT_COUNTER};
+use super::set::WORD;
 use crate::family::Family;
 
 enum Value {
     U32(u32),
+    U64(u64),
     Data(Vec<u8>),
     Text(CString),
 }
@@ -33,6 +36,9 @@ impl Expression for Expr {
                     Value::U32(number) => {
                         sys::nftnl_expr_set_u32(expr.as_ptr(), *attribute, *number)
                     }
+                    Value::U64(number) => {
+                        sys::nftnl_expr_set_u64(expr.as_ptr(), *attribute, *number)
+                    }
                     Value::Data(data) => {
                         sys::nftnl_expr_set(
                             expr.as_ptr(),
@@ -51,8 +57,46 @@ impl Expression for Expr {
     }
 }
 
-/// The register all our rules work in: 128 bits wide, so that one is enough.
+/// The register that our rules work in: 128 bits wide, so that one is enough, but for keys of several parts.
 const REGISTER: u32 = libc::NFT_REG_1 as u32;
+/// The first word of that register.
+const FIRST_WORD: u32 = libc::NFT_REG32_00 as u32;
+
+impl Expr {
+    /// Loads into another register.
+    fn into_register(mut self, register: u32) -> Self {
+        let destination = match self.name.to_bytes() {
+            b"payload" => sys::NFTNL_EXPR_PAYLOAD_DREG,
+            b"meta" => sys::NFTNL_EXPR_META_DREG,
+            _ => sys::NFTNL_EXPR_CT_DREG,
+        };
+        for (attribute, value) in &mut self.attributes {
+            if u32::from(*attribute) == destination {
+                *value = Value::U32(register);
+            }
+        }
+        self
+    }
+}
+
+/// `meta mark & mask . ip saddr`, `meta mark & mask . ip6 saddr`
+pub(super) fn mark_and_source(mask: u32, family: Family) -> [Expr; 3] {
+    [
+        mark(),
+        and(mask),
+        source(family).into_register(FIRST_WORD + 1),
+    ]
+}
+
+/// `.`: loads one behind the other, each in as many whole words as it takes.
+pub(super) fn concatenated(parts: Vec<(Expr, u32)>) -> impl Iterator<Item = Expr> {
+    let mut register = FIRST_WORD;
+    parts.into_iter().map(move |(part, length)| {
+        let part = part.into_register(register);
+        register += length.div_ceil(WORD);
+        part
+    })
+}
 
 fn expr(name: &'static CStr, attributes: Vec<(u32, Value)>) -> Expr {
     let attributes = attributes
@@ -142,6 +186,11 @@ pub(super) fn arp_target() -> Expr {
     load_payload(libc::NFT_PAYLOAD_NETWORK_HEADER, 24, 4)
 }
 
+/// `th sport`
+pub(super) fn source_port() -> Expr {
+    load_payload(libc::NFT_PAYLOAD_TRANSPORT_HEADER, 0, 2)
+}
+
 /// `th dport`
 pub(super) fn destination_port() -> Expr {
     load_payload(libc::NFT_PAYLOAD_TRANSPORT_HEADER, 2, 2)
@@ -170,6 +219,11 @@ pub(super) fn protocol() -> Expr {
 /// `oifname`, as the name of an interface fills its field
 pub(super) fn out_interface() -> Expr {
     load_meta(libc::NFT_META_OIFNAME)
+}
+
+/// `iifname`, as the name of an interface fills its field
+pub(super) fn in_interface() -> Expr {
+    load_meta(libc::NFT_META_IIFNAME)
 }
 
 /// `meta mark set`
@@ -210,13 +264,31 @@ pub(super) fn ct_reply_destination(family: Family) -> Expr {
     load_ct_of(key, CT_DIRECTION_REPLY)
 }
 
-/// `ct original ip saddr`, `ct original ip6 saddr`: whom a flow is from.
-pub(super) fn ct_original_source(family: Family) -> Expr {
-    let key = match family {
+/// `ct reply ip saddr`, `ct reply ip6 saddr`: who answers.
+pub(super) fn ct_reply_source(family: Family) -> Expr {
+    load_ct_of(ct_source_key(family), CT_DIRECTION_REPLY)
+}
+
+/// `ct original proto-src`: the port of who opened a flow.
+pub(super) fn ct_original_port() -> Expr {
+    load_ct_of(libc::NFT_CT_PROTO_SRC, CT_DIRECTION_ORIGINAL)
+}
+
+/// `ct reply proto-src`: the port of who answers.
+pub(super) fn ct_reply_port() -> Expr {
+    load_ct_of(libc::NFT_CT_PROTO_SRC, CT_DIRECTION_REPLY)
+}
+
+fn ct_source_key(family: Family) -> i32 {
+    match family {
         Family::Ipv4 => libc::NFT_CT_SRC_IP,
         Family::Ipv6 => libc::NFT_CT_SRC_IP6,
-    };
-    load_ct_of(key, CT_DIRECTION_ORIGINAL)
+    }
+}
+
+/// `ct original ip saddr`, `ct original ip6 saddr`: whom a flow is from.
+pub(super) fn ct_original_source(family: Family) -> Expr {
+    load_ct_of(ct_source_key(family), CT_DIRECTION_ORIGINAL)
 }
 
 fn load_ct_of(key: i32, direction: u8) -> Expr {
@@ -226,6 +298,19 @@ fn load_ct_of(key: i32, direction: u8) -> Expr {
         .attributes
         .push((sys::NFTNL_EXPR_CT_DIR as u16, direction));
     loaded
+}
+
+/// `ct original zone set`: flows of this direction are told apart by it, and answers find them without.
+pub(super) fn set_ct_original_zone() -> Expr {
+    let direction = Value::Data(vec![CT_DIRECTION_ORIGINAL]);
+    expr(
+        c"ct",
+        vec![
+            (sys::NFTNL_EXPR_CT_KEY, Value::U32(libc::NFT_CT_ZONE as u32)),
+            (sys::NFTNL_EXPR_CT_DIR, direction),
+            (sys::NFTNL_EXPR_CT_SREG, Value::U32(REGISTER)),
+        ],
+    )
 }
 
 /// `ct direction`
@@ -267,6 +352,29 @@ fn bitwise(mask: &[u8], bits: &[u8]) -> Expr {
             (sys::NFTNL_EXPR_BITWISE_LEN, Value::U32(mask.len() as u32)),
             (sys::NFTNL_EXPR_BITWISE_MASK, Value::Data(mask.into())),
             (sys::NFTNL_EXPR_BITWISE_XOR, Value::Data(bits.into())),
+        ],
+    )
+}
+
+/// `NFT_BITWISE_RSHIFT` (`linux/netfilter/nf_tables.h`, since 5.6).
+const RIGHT_SHIFT: u32 = 2;
+
+/// `>> bits`, of a number in host byte order.
+pub(super) fn shift_right(bits: u32) -> Expr {
+    expr(
+        c"bitwise",
+        vec![
+            (sys::NFTNL_EXPR_BITWISE_SREG, Value::U32(REGISTER)),
+            (sys::NFTNL_EXPR_BITWISE_DREG, Value::U32(REGISTER)),
+            (sys::NFTNL_EXPR_BITWISE_OP, Value::U32(RIGHT_SHIFT)),
+            (
+                sys::NFTNL_EXPR_BITWISE_LEN,
+                Value::U32(size_of::<u32>() as u32),
+            ),
+            (
+                sys::NFTNL_EXPR_BITWISE_DATA,
+                Value::Data(bits.to_ne_bytes().into()),
+            ),
         ],
     )
 }
@@ -317,6 +425,36 @@ pub(super) fn is_not_in(set: &CStr) -> Expr {
 /// `map @set`
 pub(super) fn map(set: &CStr) -> Expr {
     lookup(set, 0, Some(REGISTER))
+}
+
+/// `NFT_DYNSET_OP_DELETE` (`linux/netfilter/nf_tables.h`, since 5.4).
+const DELETE_ELEMENT: u32 = 2;
+
+/// `update @set`: what is loaded stays in the set for so long from now.
+pub(super) fn update(set: &CStr, time: Duration) -> Expr {
+    let mut update = change_set(set, libc::NFT_DYNSET_OP_UPDATE as u32);
+    let milliseconds = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    let timeout = Value::U64(milliseconds);
+    update
+        .attributes
+        .push((sys::NFTNL_EXPR_DYNSET_TIMEOUT as u16, timeout));
+    update
+}
+
+/// `delete @set`: what is loaded is in the set no more.
+pub(super) fn delete(set: &CStr) -> Expr {
+    change_set(set, DELETE_ELEMENT)
+}
+
+fn change_set(set: &CStr, operation: u32) -> Expr {
+    expr(
+        c"dynset",
+        vec![
+            (sys::NFTNL_EXPR_DYNSET_SREG_KEY, Value::U32(REGISTER)),
+            (sys::NFTNL_EXPR_DYNSET_OP, Value::U32(operation)),
+            (sys::NFTNL_EXPR_DYNSET_SET_NAME, Value::Text(set.into())),
+        ],
+    )
 }
 
 /// `NF_NAT_RANGE_MAP_IPS` (`linux/netfilter/nf_nat.h`).

@@ -1,5 +1,7 @@
 //! What a table is made of, in words: to see whether the kernel has what we wrote.
 //!
+//! Chains that come and go with what they are for are no part of it: see [`forgotten`](super::forgotten).
+//!
 //! Both sides are read by the same functions of libnftnl, from the messages that we would send and from those that the
 //! kernel answers with. Elements are not a part of it, nor what counters have counted.
 
@@ -11,6 +13,7 @@ use nftnl_sys as sys;
 
 use super::batch::{NftError, request};
 use super::counter::Counter;
+use super::forgotten;
 use super::ruleset::TABLE;
 use crate::netfilter::{Header, Message, ask};
 
@@ -142,6 +145,9 @@ fn chain(message: &Message) -> Option<(String, String)> {
                 chain,
                 sys::NFTNL_CHAIN_NAME as u16,
             ))?;
+            if is_passing(&name) {
+                return None;
+            }
             let number = |attribute: u32| {
                 let is_set = sys::nftnl_chain_is_set(chain, attribute as u16);
                 is_set.then(|| sys::nftnl_chain_get_u32(chain, attribute as u16))
@@ -217,6 +223,9 @@ fn rule(message: &Message) -> Option<(String, String)> {
             parsed && is_named(sys::nftnl_rule_get_str(rule, sys::NFTNL_RULE_TABLE as u16));
         let text = is_ours.then(|| {
             let chain = owned(sys::nftnl_rule_get_str(rule, sys::NFTNL_RULE_CHAIN as u16))?;
+            if is_passing(&chain) {
+                return None;
+            }
             let mut text = String::new();
             sys::nftnl_expr_foreach(rule, Some(add_expression), (&raw mut text).cast());
             Some((format!("rules of chain {chain}"), text))
@@ -257,6 +266,12 @@ fn without_rubbish<'a>(expr: &str, text: &'a str) -> &'a str {
             .map_or(text, |end| &text[..end]),
         _ => text,
     }
+}
+
+/// Whether a chain comes and goes.
+fn is_passing(chain: &str) -> bool {
+    let mut names = forgotten::CHAINS.iter();
+    names.any(|name| name.to_bytes() == chain.as_bytes())
 }
 
 /// Whether a table has the name of ours.

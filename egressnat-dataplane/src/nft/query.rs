@@ -1,7 +1,7 @@
 //! Reading back what the kernel has.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::ffi::{CString, c_void};
+use std::ffi::{CStr, CString, c_void};
 use std::net::IpAddr;
 use std::ops::Bound;
 use std::time::Duration;
@@ -25,6 +25,35 @@ struct Element {
     expires_in: Option<Duration>,
     /// How often it was looked up, if it counts.
     packets: u64,
+}
+
+/// Whether a set has any element.
+pub(super) fn is_filled(family: Family, name: SetName) -> Result<bool, NftError> {
+    Ok(!elements(family.into(), name)?.is_empty())
+}
+
+/// Whether our table of a family has a chain.
+pub(super) fn has_chain(family: Family, name: &CStr) -> Result<bool, NftError> {
+    let request = request(
+        family.into(),
+        libc::NFT_MSG_GETCHAIN,
+        libc::NLM_F_ACK,
+        |header| {
+            // SAFETY: the request has room for two names; the chain is freed after they were copied.
+            unsafe {
+                let chain = sys::nftnl_chain_alloc();
+                sys::nftnl_chain_set_str(chain, sys::NFTNL_CHAIN_TABLE as u16, TABLE.as_ptr());
+                sys::nftnl_chain_set_str(chain, sys::NFTNL_CHAIN_NAME as u16, name.as_ptr());
+                sys::nftnl_chain_nlmsg_build_payload(header, chain);
+                sys::nftnl_chain_free(chain);
+            }
+        },
+    );
+    match ask(&request) {
+        Ok(_) => Ok(true),
+        Err(AskError::Refused(error)) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// The addresses of a plain set.
@@ -56,6 +85,16 @@ pub(super) fn mappings(family: Family, name: SetName) -> Result<BTreeSet<(u32, I
     };
     let elements = elements(family.into(), name)?.into_iter();
     Ok(elements.filter_map(mapping).collect())
+}
+
+/// Marks, each with the address that what has it may leave with.
+pub(super) fn translated(family: Family) -> Result<BTreeSet<(u32, IpAddr)>, NftError> {
+    let translated = |element: Element| {
+        let (mark, address) = element.key.split_first_chunk()?;
+        Some((u32::from_ne_bytes(*mark), from_octets(address)?))
+    };
+    let elements = elements(family.into(), SetName::Translated)?.into_iter();
+    Ok(elements.filter_map(translated).collect())
 }
 
 /// How many connections were translated to each address of a map.

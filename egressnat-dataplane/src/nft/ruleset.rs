@@ -23,14 +23,14 @@ use crate::mark::MarkMask;
 
 mod chains;
 
-pub(super) use chains::{MASQUERADE, base_chain};
+pub(super) use chains::{AFTER_SRCNAT, MASQUERADE, RAW, base_chain};
 
 /// What our tables are called: one of family ip, one of family ip6 where a plan has something of IPv6, one of family arp
 /// where deadlines are used.
 pub(crate) const TABLE: &CStr = c"egressnat";
 
 /// Counts up with every change of chains, rules or sets: a table of another layout is replaced in one batch.
-const LAYOUT: u32 = 4;
+const LAYOUT: u32 = 5;
 
 /// The table of a family as it should be: which bits and which port its rules name.
 #[derive(Debug, Clone)]
@@ -151,12 +151,9 @@ impl Ruleset {
         let mask = format!("mark {},", self.mark);
         if String::from_utf8_lossy(userdata).contains(&mask) {
             let mapped = query::mappings(family, SetName::EgressIps).unwrap_or_default();
-            let none = Elements::of(family, SetName::EgressIps);
-            kept.push(
-                mapped
-                    .into_iter()
-                    .fold(none, |elements, (mark, ip)| elements.mapping(mark, ip)),
-            );
+            // What an older layout translates may leave.
+            kept.push(Elements::translated(family, mapped.iter().copied()));
+            kept.push(Elements::mapped(family, mapped));
         }
         kept
     }
@@ -223,6 +220,11 @@ impl Ruleset {
     /// The addresses in a set now.
     pub(crate) fn addresses(family: Family, name: SetName) -> Result<BTreeSet<IpAddr>, NftError> {
         query::addresses(family, name)
+    }
+
+    /// Marks, each with the address that what has it may leave with, now.
+    pub(crate) fn translated(family: Family) -> Result<BTreeSet<(u32, IpAddr)>, NftError> {
+        query::translated(family)
     }
 
     /// The mappings in a map now.

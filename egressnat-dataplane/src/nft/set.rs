@@ -6,18 +6,25 @@ use std::net::IpAddr;
 use std::ptr::NonNull;
 use std::time::Duration;
 
+use egressnat_core::model::Protocol;
 use ipnet::IpNet;
 use nftnl::{Batch, MsgType, NlMsg, ProtoFamily};
 use nftnl_sys as sys;
 
 use super::batch::header;
 use super::ruleset::TABLE;
-use crate::family::octets;
+use crate::family::{Family, octets};
 
 /// Types as nft numbers them (nft's `datatype.h`): what `nft list` prints elements by.
 const TYPE_IPV4_ADDR: u32 = 7;
 const TYPE_IPV6_ADDR: u32 = 8;
+const TYPE_INET_PROTO: u32 = 12;
+const TYPE_INET_SERVICE: u32 = 13;
 const TYPE_MARK: u32 = 19;
+
+/// A key of several types has each in so many bits, the first in the highest, and each of its parts in as many whole words as it takes.
+const TYPE_BITS: u32 = 6;
+pub(super) const WORD: u32 = 4;
 
 /// Byte order of keys and data, for `nft list` to print numbers the right way round.
 const HOST_ORDER: u32 = 1;
@@ -39,22 +46,28 @@ pub(crate) enum SetName {
     FloatingIps,
     /// Mark → egress IP.
     EgressIps,
+    /// Mark and egress IP of what leaves.
+    Translated,
     /// Addresses that this node may use until a deadline only.
     Fenced,
     /// Those whose deadline has not come.
     Held,
+    /// Answers to flows that were forgotten and have not begun again.
+    Forgotten,
 }
 
 impl SetName {
     /// Those of the tables ip and ip6.
-    pub(super) const ALL: [SetName; 7] = [
+    pub(super) const ALL: [SetName; 9] = [
         SetName::PodRanges,
         SetName::InternalRanges,
         SetName::GuardRanges,
         SetName::FloatingIps,
         SetName::EgressIps,
+        SetName::Translated,
         SetName::Fenced,
         SetName::Held,
+        SetName::Forgotten,
     ];
 
     /// Those of the table arp.
@@ -67,8 +80,10 @@ impl SetName {
             SetName::GuardRanges => c"guard_ranges",
             SetName::FloatingIps => c"floating_ips",
             SetName::EgressIps => c"egress_ips",
+            SetName::Translated => c"translated",
             SetName::Fenced => c"fenced",
             SetName::Held => c"held",
+            SetName::Forgotten => c"forgotten",
         }
     }
 
@@ -79,8 +94,12 @@ impl SetName {
             SetName::GuardRanges => c"destinations of strict policies: for decided packets only",
             SetName::FloatingIps => c"floating IPs on this node: no new inbound connections",
             SetName::EgressIps => c"mark to egress IP, for floating IPs on this node",
+            SetName::Translated => c"with which address what has a mark may leave",
             SetName::Fenced => c"floating IPs that are used until a deadline only",
             SetName::Held => c"fenced floating IPs whose deadline has not come",
+            SetName::Forgotten => {
+                c"answers to flows that are decided anew with the pod's next packet"
+            }
         }
     }
 
@@ -89,11 +108,29 @@ impl SetName {
             SetName::PodRanges | SetName::InternalRanges | SetName::GuardRanges => {
                 libc::NFT_SET_INTERVAL as u32
             }
-            SetName::FloatingIps | SetName::Fenced => 0,
+            SetName::FloatingIps | SetName::Translated | SetName::Fenced => 0,
             SetName::Held => libc::NFT_SET_TIMEOUT as u32,
+            SetName::Forgotten => (libc::NFT_SET_TIMEOUT | libc::NFT_SET_EVAL) as u32,
             SetName::EgressIps => libc::NFT_SET_MAP as u32,
         }
     }
+}
+
+/// What comes back to a pod: each of who sends and who gets it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Answer {
+    pub(crate) addresses: [IpAddr; 2],
+    pub(crate) protocol: Protocol,
+    pub(crate) ports: [u16; 2],
+}
+
+/// The type of a key of several parts.
+fn types(parts: &[u32]) -> u32 {
+    parts.iter().fold(0, |all, one| (all << TYPE_BITS) | one)
+}
+
+fn milliseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// A set with some elements: in a batch it stands for its declaration or, by [`Elements::add_to`], for the elements.
@@ -111,9 +148,15 @@ impl Elements {
             ProtoFamily::Ipv6 => (TYPE_IPV6_ADDR, 16),
             _ => (TYPE_IPV4_ADDR, 4),
         };
-        let (key_type, key_length) = match is_map {
-            true => (TYPE_MARK, 4),
-            false => (address_type, address_length),
+        let (key_type, key_length) = match name {
+            SetName::EgressIps => (TYPE_MARK, WORD),
+            SetName::Translated => (types(&[TYPE_MARK, address_type]), WORD + address_length),
+            SetName::Forgotten => {
+                let parts = [TYPE_INET_PROTO, TYPE_INET_SERVICE, TYPE_INET_SERVICE];
+                let key = [&[address_type; 2][..], &parts].concat();
+                (types(&key), 2 * address_length + parts.len() as u32 * WORD)
+            }
+            _ => (address_type, address_length),
         };
         // SAFETY: a fresh set; every setter copies what it is given; the userdata buffer is freed after it was copied.
         unsafe {
@@ -128,7 +171,12 @@ impl Elements {
             sys::nftnl_set_set_u32(raw, sys::NFTNL_SET_KEY_TYPE as u16, key_type);
             sys::nftnl_set_set_u32(raw, sys::NFTNL_SET_KEY_LEN as u16, key_length);
             let userdata = sys::nftnl_udata_buf_alloc(256);
-            let order = if is_map { HOST_ORDER } else { NETWORK_ORDER };
+            let begins_with_mark = is_map || name == SetName::Translated;
+            let order = if begins_with_mark {
+                HOST_ORDER
+            } else {
+                NETWORK_ORDER
+            };
             sys::nftnl_udata_put_u32(userdata, sys::NFTNL_UDATA_SET_KEYBYTEORDER as u8, order);
             if is_map {
                 sys::nftnl_set_set_u32(raw, sys::NFTNL_SET_DATA_TYPE as u16, address_type);
@@ -161,6 +209,33 @@ impl Elements {
         }
     }
 
+    /// Marks and the egress IPs they stand for, in the map.
+    pub(crate) fn mapped(
+        family: Family,
+        mappings: impl IntoIterator<Item = (u32, IpAddr)>,
+    ) -> Self {
+        let none = Self::of(family, SetName::EgressIps);
+        mappings
+            .into_iter()
+            .fold(none, |elements, (mark, address)| {
+                elements.element(&mark.to_ne_bytes(), 0, Some(&octets(address)))
+            })
+    }
+
+    /// Marks and the addresses that what has them may leave with, in the set.
+    pub(crate) fn translated(
+        family: Family,
+        mappings: impl IntoIterator<Item = (u32, IpAddr)>,
+    ) -> Self {
+        let none = Self::of(family, SetName::Translated);
+        mappings
+            .into_iter()
+            .fold(none, |elements, (mark, address)| {
+                let key = [&mark.to_ne_bytes()[..], &octets(address)].concat();
+                elements.element(&key, 0, None)
+            })
+    }
+
     /// An address of the set's family.
     pub(crate) fn address(self, address: IpAddr) -> Self {
         self.element(&octets(address), 0, None)
@@ -184,15 +259,26 @@ impl Elements {
         }
     }
 
-    /// A mark and the egress IP it stands for.
-    pub(crate) fn mapping(self, mark: u32, address: IpAddr) -> Self {
-        self.element(&mark.to_ne_bytes(), 0, Some(&octets(address)))
-    }
-
     /// An address that goes by itself after some time.
     pub(crate) fn address_for(self, address: IpAddr, time: Duration) -> Self {
-        let milliseconds = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
-        self.timed_element(&octets(address), 0, None, Some(milliseconds))
+        self.timed_element(&octets(address), 0, None, Some(milliseconds(time)))
+    }
+
+    /// An answer that is expected for so long.
+    pub(crate) fn answer_for(self, answer: &Answer, time: Duration) -> Self {
+        let word = |bytes: &[u8]| {
+            let mut word = [0; WORD as usize];
+            word[..bytes.len()].copy_from_slice(bytes);
+            word
+        };
+        let parts = [
+            word(&[answer.protocol.0]),
+            word(&answer.ports[0].to_be_bytes()),
+            word(&answer.ports[1].to_be_bytes()),
+        ];
+        let addresses = answer.addresses.map(octets).concat();
+        let key = [addresses, parts.concat()].concat();
+        self.timed_element(&key, 0, None, Some(milliseconds(time)))
     }
 
     fn element(self, key: &[u8], flags: u32, data: Option<&[u8]>) -> Self {

@@ -19,21 +19,21 @@ use crate::network::{
     FLOATING, Network, SERVER, eventually, planned, runtime, snapshot as ipv4_snapshot,
 };
 
-const FLOATING6: &str = "fd00:192:168:1::100";
-const SERVER6: &str = "2001:db8:8::8";
+pub(crate) const FLOATING6: &str = "fd00:192:168:1::100";
+pub(crate) const SERVER6: &str = "2001:db8:8::8";
 const OTHER_SERVER6: &str = "2001:db8:9::9";
 /// Selected, one on each node. They are called by their IPv4 addresses.
 const PODS: [&str; 2] = ["10.10.1.2", "10.10.2.2"];
 /// Not selected.
 const OTHER_PODS: [&str; 2] = ["10.10.1.3", "10.10.2.3"];
-const NODES: [&str; 2] = ["fd00:192:168:1::1", "fd00:192:168:1::2"];
+pub(crate) const NODES: [&str; 2] = ["fd00:192:168:1::1", "fd00:192:168:1::2"];
 
 fn seen(address: &str) -> Option<String> {
     Some(address.to_owned())
 }
 
 /// The IPv6 address of a pod by its IPv4 address: `fd00:10:10:NODE::N`.
-fn address6(pod: &str) -> String {
+pub(crate) fn address6(pod: &str) -> String {
     let octets: Vec<&str> = pod.split('.').collect();
     format!("fd00:10:10:{}::{}", octets[2], octets[3])
 }
@@ -68,7 +68,7 @@ fn snapshot() -> Snapshot {
 }
 
 /// What a node must have when `holder` has the floating IP of IPv6, and `n1` that of IPv4.
-fn plan(node: &str, holder: &str) -> NodePlan {
+pub(crate) fn plan(node: &str, holder: &str) -> NodePlan {
     planned(&snapshot(), node, &[(FLOATING, "n1"), (FLOATING6, holder)])
 }
 
@@ -94,7 +94,7 @@ fn of_ipv6(mut plan: NodePlan) -> NodePlan {
 
 impl Network {
     /// The network with IPv6 addresses besides those of IPv4.
-    fn dual_stack() -> Self {
+    pub(crate) fn dual_stack() -> Self {
         let network = Self::new();
         let gateway = "fd00:192:168:1::254";
         for (name, address) in [("out", gateway), ("n1", NODES[0]), ("n2", NODES[1])] {
@@ -138,7 +138,7 @@ impl Network {
     }
 
     /// Applies to both nodes what they must have when `holder` has the floating IP of IPv6.
-    fn apply_both(&self, holder: &str) {
+    pub(crate) fn apply_both(&self, holder: &str) {
         // Who gives an address away is first, as in a planned move.
         let mut nodes = ["n1", "n2"];
         nodes.sort_by_key(|node| *node == holder);

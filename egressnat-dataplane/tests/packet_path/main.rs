@@ -10,6 +10,7 @@
 mod alone;
 mod bridge;
 mod burst;
+mod chaos;
 mod clsact;
 mod container;
 mod counters;
@@ -31,6 +32,7 @@ mod planned_move;
 mod policies;
 mod precedence;
 mod probe;
+mod redecided;
 mod restart;
 mod strangers;
 mod traffic;

@@ -5,13 +5,11 @@
 //! the first packet of a flow only.
 
 use std::ffi::CStr;
-use std::net::IpAddr;
 
 use egressnat_core::model::MasqueradeRules;
 use nftnl::{Batch, Chain, ChainType, Hook, MsgType, Policy, Rule, Table};
 
 use super::{Ruleset, TABLE};
-use crate::family::octets;
 use crate::nft::batch::NftError;
 use crate::nft::counter::Counter;
 use crate::nft::expr::{self, Expr, rule};
@@ -25,7 +23,7 @@ pub(in crate::nft) const MASQUERADE: &CStr = c"masquerade_rules";
 const RAW_PREROUTING: &CStr = c"raw_prerouting";
 
 /// Priorities at the hooks (netfilter's `nf_ip_hook_priorities`).
-const RAW: i32 = -300;
+pub(in crate::nft) const RAW: i32 = -300;
 /// After connection tracking (-200), where `ct` can be read; before filters (0).
 const MANGLE: i32 = -150;
 /// The first that the kernel takes for NAT, which is behind connection tracking (-200): who translates first decides, and all
@@ -36,7 +34,7 @@ const BEFORE_SRCNAT: i32 = 95;
 /// Behind destination NAT (-100), before routing.
 const AFTER_DSTNAT: i32 = -90;
 /// After all source NAT.
-const AFTER_SRCNAT: i32 = 110;
+pub(in crate::nft) const AFTER_SRCNAT: i32 = 110;
 
 /// `ct state` bits.
 const CT_INVALID_OR_NEW: u32 = 1 | 8;
@@ -66,15 +64,9 @@ impl Ruleset {
         self.last_chains(&table, batch);
     }
 
-    /// Has connection tracking know nothing of steered packets with one of these marks, and of answers to these pods, until it is called
-    /// with others. So their flows can be forgotten and not begin again before they are decided anew: with an answer, the pod would seem to
-    /// answer a connection from outside.
-    pub(crate) fn leave_untracked(
-        &self,
-        owner: &Owner,
-        marks: &[u32],
-        pods: &[IpAddr],
-    ) -> Result<(), NftError> {
+    /// Has connection tracking know nothing of steered packets with one of these marks, until it is called with others. So their flows can
+    /// be forgotten and not begin again before they are decided anew.
+    pub(crate) fn leave_untracked(&self, owner: &Owner, marks: &[u32]) -> Result<(), NftError> {
         let table = Table::new(TABLE, self.family.into());
         let chain = Chain::new(RAW_PREROUTING, &table);
         let mut batch = Batch::new();
@@ -90,29 +82,36 @@ impl Ruleset {
             let comment = c"its floating IP comes to this node: the flow begins anew";
             batch.add(&rule(&chain, comment, &exprs), MsgType::Add);
         }
-        for pod in pods {
-            let exprs = [
-                expr::destination(self.family),
-                expr::is(&octets(*pod)),
-                expr::source(self.family),
-                expr::is_not_in(SetName::InternalRanges.as_cstr()),
-                expr::notrack(),
-            ];
-            let comment = c"answers that are on their way while the flow begins anew";
-            batch.add(&rule(&chain, comment, &exprs), MsgType::Add);
-        }
-        self.add_tunnel_rule(&chain, &mut batch);
+        self.add_raw_prerouting_rules(&chain, &mut batch);
         owner.commit(&batch.finalize(), "connection tracking of what moves")
     }
 
     fn raw_chains(&self, table: &Table, batch: &mut Batch) {
-        for (name, hook) in [
-            (RAW_PREROUTING, Hook::PreRouting),
-            (c"raw_output", Hook::Out),
-        ] {
-            let chain = base_chain(name, table, ChainType::Filter, hook, RAW, batch);
-            self.add_tunnel_rule(&chain, batch);
-        }
+        let base = |name, hook, batch: &mut Batch| {
+            base_chain(name, table, ChainType::Filter, hook, RAW, batch)
+        };
+        let prerouting = base(RAW_PREROUTING, Hook::PreRouting, batch);
+        self.add_raw_prerouting_rules(&prerouting, batch);
+        let output = base(c"raw_output", Hook::Out, batch);
+        self.add_tunnel_rule(&output, batch);
+    }
+
+    fn add_raw_prerouting_rules(&self, chain: &Chain<'_>, batch: &mut Batch) {
+        // A binding stays for as long as its flow. Whose policy has another egress IP now begins anew by this. The node's own pods are
+        // steered without the tunnel, and their flows go on where they come through it.
+        let exprs = [
+            expr::in_interface(),
+            expr::is(&self.device_name()),
+            expr::source(self.family),
+            expr::is_not_in(SetName::PodRanges.as_cstr()),
+            expr::mark(),
+            expr::and(self.mark.mask()),
+            expr::shift_right(self.mark.shift()),
+            expr::set_ct_original_zone(),
+        ];
+        let comment = c"out of the tunnel: each egress IP has flows of its own";
+        batch.add(&rule(chain, comment, &exprs), MsgType::Add);
+        self.add_tunnel_rule(chain, batch);
     }
 
     fn add_tunnel_rule(&self, chain: &Chain<'_>, batch: &mut Batch) {
@@ -131,9 +130,12 @@ impl Ruleset {
     fn prerouting_chains(&self, table: &Table, batch: &mut Batch) {
         let marked = Chain::new(c"marked", table);
         batch.add(&marked, MsgType::Add);
+        // Not of what comes out of the tunnel: that is from a pod which was asked by nobody.
         let replies = [
             expr::ct_direction(),
             expr::is(&[expr::CT_DIRECTION_REPLY]),
+            expr::in_interface(),
+            expr::is_not(&self.device_name()),
             expr::mark(),
             expr::and(!self.mark.mask()),
             expr::set_mark(),
@@ -278,6 +280,15 @@ impl Ruleset {
         batch.add(&rule(&chain, comment, &unknown), MsgType::Add);
     }
 
+    /// The tunnel device as expressions have its name.
+    fn device_name(&self) -> [u8; libc::IFNAMSIZ] {
+        let mut name = [0; libc::IFNAMSIZ];
+        for (to, from) in name.iter_mut().zip(self.tunnel_device.bytes()) {
+            *to = from;
+        }
+        name
+    }
+
     /// Matches packets that carry a decision.
     fn is_decided(&self) -> [Expr; 3] {
         [
@@ -378,13 +389,9 @@ impl Ruleset {
     fn last_chains(&self, table: &Table, batch: &mut Batch) {
         let steered = Chain::new(c"steered", table);
         batch.add(&steered, MsgType::Add);
-        let mut name = [0; libc::IFNAMSIZ];
-        for (to, from) in name.iter_mut().zip(self.tunnel_device.bytes()) {
-            *to = from;
-        }
         let stray = [
             expr::out_interface(),
-            expr::is_not(&name),
+            expr::is_not(&self.device_name()),
             expr::named_counter(Counter::NoTunnel),
             expr::drop_packet(),
         ];
@@ -423,15 +430,16 @@ impl Ruleset {
         let comment = c"on the way to the gateway node";
         batch.add(&rule(&chain, comment, &to_tunnel), MsgType::Add);
         fence::add_forwarded(self.family, &chain, batch);
+        // A flow has the address of its first packet, whatever is decided later.
         let mut untranslated: Vec<Expr> = self.is_decided().into();
+        untranslated.push(expr::is_not(&self.mark.keep().to_ne_bytes()));
+        untranslated.extend(expr::mark_and_source(self.mark.mask(), self.family));
         untranslated.extend([
-            expr::is_not(&self.mark.keep().to_ne_bytes()),
-            expr::source(self.family),
-            expr::is_in(SetName::InternalRanges.as_cstr()),
+            expr::is_not_in(SetName::Translated.as_cstr()),
             expr::counter(),
             expr::drop_packet(),
         ]);
-        let comment = c"should leave with an egress IP and still has a pod's address";
+        let comment = c"should leave with its egress IP and has another address";
         batch.add(&rule(&chain, comment, &untranslated), MsgType::Add);
     }
 

@@ -65,7 +65,7 @@ fn replace_table(family: Family, ranges: [&str; 2], floating: &str, inside: &str
             Elements::of(family, SetName::PodRanges).range(pods),
             Elements::of(family, SetName::GuardRanges).range(guarded),
             Elements::of(family, SetName::FloatingIps).address(floating),
-            Elements::of(family, SetName::EgressIps).mapping(mark.of_index(2), floating),
+            Elements::mapped(family, [(mark.of_index(2), floating)]),
         ],
         "elements",
     )

@@ -1,0 +1,424 @@
+//! E43, E44, E33 with everything at once: policies, holders and agents change in random order, others take things away, pods and
+//! servers send without end. Whatever comes by is held against what the planner says.
+
+use std::fmt::Write;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
+use std::thread;
+use std::time::Duration;
+
+use egressnat_core::model::{EgressSource, Gateway, GatewayKey, Policy, Source};
+use egressnat_core::selector::Selector;
+use egressnat_core::{Decision, NodePlan};
+use egressnat_dataplane::{Config, Dataplane};
+use fastrand::Rng;
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, setsockopt, socket, sockopt,
+};
+use nix::sys::time::{TimeVal, TimeValLike};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+
+use crate::network::{
+    FLOATING, Network, OTHER_SERVER, SERVER, eventually, planned, runtime, snapshot,
+};
+use crate::wire::{Packet, UDP};
+
+/// What the random numbers begin with, to see once more what was seen before.
+const SEED: &str = "EGRESSNAT_SEED";
+
+const OTHER: &str = "192.168.1.101";
+const NODES: [&str; 2] = ["n1", "n2"];
+const FLOATING_IPS: [&str; 2] = [FLOATING, OTHER];
+const SERVERS: [&str; 2] = [SERVER, OTHER_SERVER];
+const PODS: [&str; 4] = ["10.10.1.2", "10.10.1.3", "10.10.2.2", "10.10.2.3"];
+/// As the labels of the pods say.
+const ROLES: [&str; 2] = ["frontend", "backend"];
+
+/// Each flow has a port of its own on its server, so that it is known whatever it is translated to.
+const FIRST_PORT: u16 = 7100;
+const FLOWS: usize = PODS.len() * SERVERS.len();
+
+fn pod_and_server(flow: usize) -> (&'static str, &'static str) {
+    (PODS[flow / SERVERS.len()], SERVERS[flow % SERVERS.len()])
+}
+
+fn address(text: &str) -> Ipv4Addr {
+    text.parse().unwrap()
+}
+
+fn node_of(pod: &str) -> usize {
+    usize::from(address(pod).octets()[2]) - 1
+}
+
+/// What there is for a while.
+#[derive(Debug, Clone, Default, PartialEq)]
+struct State {
+    /// Which floating IP a role has to a server, by index.
+    egress: [[Option<usize>; SERVERS.len()]; ROLES.len()],
+    /// Which node has a floating IP, by index.
+    holders: [Option<usize>; FLOATING_IPS.len()],
+}
+
+impl State {
+    /// One thing less, one more, or another.
+    fn change(&mut self, rng: &mut Rng) {
+        let before = self.clone();
+        while *self == before {
+            let any = |rng: &mut Rng| [None, Some(0), Some(1)][rng.usize(..3)];
+            if rng.bool() {
+                self.egress[rng.usize(..ROLES.len())][rng.usize(..SERVERS.len())] = any(rng);
+            } else {
+                self.holders[rng.usize(..FLOATING_IPS.len())] = any(rng);
+            }
+        }
+    }
+
+    /// What the planner makes of it.
+    fn plans(&self) -> [NodePlan; 2] {
+        let mut snapshot = snapshot();
+        snapshot.policies.clear();
+        let keys = ["default", "other"]
+            .map(|name| GatewayKey::group("kube-system".parse().unwrap(), name.parse().unwrap()));
+        for (key, floating) in keys.iter().zip(FLOATING_IPS) {
+            let gateway = Gateway::new([floating.parse::<IpAddr>().unwrap()]);
+            snapshot.gateways.insert(key.clone(), gateway);
+        }
+        for (role, by_server) in ROLES.into_iter().zip(self.egress) {
+            for (server, egress) in SERVERS.into_iter().zip(by_server) {
+                let Some(egress) = egress else { continue };
+                let mut source = Source::everything();
+                source.pods = Selector::from_labels([("role", role)]);
+                let destination = format!("{server}/32").parse().unwrap();
+                let policy =
+                    Policy::snat([source], [destination], EgressSource::from(&keys[egress]));
+                let name = format!("{role}-{server}").parse().unwrap();
+                snapshot.policies.insert(name, policy);
+            }
+        }
+        let holders = FLOATING_IPS.into_iter().zip(self.holders);
+        let holders = holders.filter_map(|(floating, node)| Some((floating, NODES[node?])));
+        let holders: Vec<_> = holders.collect();
+        NODES.map(|node| planned(&snapshot, node, &holders))
+    }
+}
+
+/// What was to be, in order, and up to where it is.
+#[derive(Default)]
+struct History {
+    plans: Mutex<Vec<[NodePlan; 2]>>,
+    /// Index of the last that all nodes have.
+    applied: AtomicUsize,
+    violations: Mutex<Vec<String>>,
+    seen: [AtomicUsize; FLOWS],
+}
+
+impl History {
+    /// Whether a packet that was sent when `applied` was in force may be on the wire now.
+    fn check(&self, from: usize, packet: &Packet) {
+        let Some((_, to)) = packet.ports() else {
+            return;
+        };
+        let flow = usize::from(to).checked_sub(usize::from(FIRST_PORT));
+        let Some(flow) = flow.filter(|flow| *flow < FLOWS) else {
+            return;
+        };
+        if packet.protocol != UDP || !packet.is_to(pod_and_server(flow).1) {
+            return;
+        }
+        self.seen[flow].fetch_add(1, Ordering::Relaxed);
+        let sent_in = usize::from(u16::from_be_bytes(
+            *packet.payload[8..].first_chunk().unwrap(),
+        ));
+        let (pod, server) = pod_and_server(flow);
+        let (pod, server) = (IpAddr::from(address(pod)), IpAddr::from(address(server)));
+        let own = node_of(&pod.to_string());
+        let source = IpAddr::from(packet.source);
+        let plans = self.plans.lock().unwrap();
+        let decide = |plans: &[NodePlan; 2]| plans[own].decide(pod, server, None);
+        let current = &plans[sent_in..];
+        let of_node = IpAddr::from([192, 168, 1, own as u8 + 1]);
+        let is_masqueraded = current
+            .iter()
+            .any(|plans| decide(plans) == Decision::Masquerade);
+        // What was translated goes on as it is when its policy goes.
+        let translated = if is_masqueraded { &plans[..] } else { current };
+        let is_allowed = if source == of_node {
+            is_masqueraded && from == own
+        } else {
+            translated
+                .iter()
+                .any(|plans| decide(plans) == Decision::Snat(source))
+                && current
+                    .iter()
+                    .any(|plans| plans[from].floating_ips.contains(&source))
+        };
+        if !is_allowed {
+            let decisions: Vec<Decision> = current.iter().map(decide).collect();
+            let violation = format!(
+                "{pod} to {server}: seen as {source} from {}, ttl {}, sent in {sent_in}, decided since: {decisions:?}",
+                NODES[from], packet.ttl
+            );
+            self.violations.lock().unwrap().push(violation);
+        }
+    }
+}
+
+enum Order {
+    Apply(Box<NodePlan>),
+    Restart,
+}
+
+/// An agent that lives until this is dropped.
+struct Agent {
+    orders: UnboundedSender<Order>,
+    done: mpsc::Receiver<()>,
+}
+
+impl Agent {
+    fn start(network: &Network, node: &str) -> Self {
+        let (config, namespace) = (network.config(node), network.namespace(node));
+        let (orders, received) = unbounded_channel();
+        let (tell, done) = mpsc::channel();
+        thread::spawn(move || {
+            let file = std::fs::File::open(format!("/run/netns/{namespace}")).unwrap();
+            nix::sched::setns(file, nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+            runtime().block_on(obey(config, received, tell));
+        });
+        Self { orders, done }
+    }
+
+    fn order(&self, order: Order) {
+        assert!(self.orders.send(order).is_ok(), "the agent has ended");
+        let patience = Duration::from_secs(60);
+        self.done.recv_timeout(patience).expect("the agent obeys");
+    }
+
+    fn apply(&self, plan: NodePlan) {
+        self.order(Order::Apply(Box::new(plan)));
+    }
+}
+
+async fn obey(config: Config, mut orders: UnboundedReceiver<Order>, done: mpsc::Sender<()>) {
+    let mut dataplane = Dataplane::open(config.clone()).await.unwrap();
+    let mut plan = NodePlan::default();
+    loop {
+        let order = tokio::select! {
+            order = orders.recv() => order,
+            () = dataplane.changed() => {
+                // Somebody may be at it again: the next will be complete.
+                dataplane.apply(&plan).await;
+                continue;
+            }
+        };
+        match order {
+            None => return,
+            Some(Order::Apply(next)) => plan = *next,
+            Some(Order::Restart) => {
+                drop(dataplane);
+                dataplane = Dataplane::open(config.clone()).await.unwrap();
+            }
+        }
+        let mut report = dataplane.apply(&plan).await;
+        if !report.is_complete() {
+            report = dataplane.apply(&plan).await;
+        }
+        assert_eq!(report.failures, []);
+        let _ = done.send(());
+    }
+}
+
+/// Runs until `is_over`, on a thread of its own in a namespace.
+fn repeat(is_over: &Arc<AtomicBool>, mut work: impl FnMut() + Send + 'static) {
+    let is_over = Arc::clone(is_over);
+    thread::spawn(move || {
+        while !is_over.load(Ordering::Relaxed) {
+            work();
+        }
+    });
+}
+
+impl Network {
+    /// A pod that sends now often, now seldom, from one port, and its server, which goes on sending to whoever it heard from.
+    fn start_flow(&self, flow: usize, history: &Arc<History>, is_over: &Arc<AtomicBool>) {
+        const BRIEF: Duration = Duration::from_millis(1);
+        let (pod, server) = pod_and_server(flow);
+        let port = FIRST_PORT + flow as u16;
+        let to = SocketAddr::from((address(server), port));
+        let client = self.enter(pod, move || {
+            let client = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port)).unwrap();
+            client.connect(to).unwrap();
+            client
+        });
+        let (history, mut rng) = (Arc::clone(history), Rng::new());
+        repeat(is_over, move || {
+            let sent_in = history.applied.load(Ordering::SeqCst) as u16;
+            // Refused, or no route: as for any application.
+            let _ = client.send(&sent_in.to_be_bytes());
+            thread::sleep(BRIEF * [0, 1, 1, 5, 20][rng.usize(..5)]);
+        });
+        let socket = self.enter("out", move || UdpSocket::bind(to).unwrap());
+        socket.set_read_timeout(Some(BRIEF)).unwrap();
+        let mut peers: Vec<SocketAddr> = Vec::new();
+        repeat(is_over, move || {
+            let mut buffer = [0; 16];
+            if let Ok((_, peer)) = socket.recv_from(&mut buffer)
+                && !peers.contains(&peer)
+            {
+                peers.push(peer);
+                // Those of the last few changes.
+                let old = peers.len().saturating_sub(4);
+                peers.drain(..old);
+            }
+            for peer in &peers {
+                let _ = socket.send_to(b"news", peer);
+            }
+        });
+    }
+
+    /// Looks at all that comes in from the nodes.
+    fn inspect(&self, history: &Arc<History>, is_over: &Arc<AtomicBool>) {
+        let nodes = NODES.map(|node| {
+            let address = self.exec(node, "cat /sys/class/net/eth0/address");
+            let octets = address.trim().split(':');
+            octets
+                .map(|octet| u8::from_str_radix(octet, 16).unwrap())
+                .collect::<Vec<u8>>()
+        });
+        let capture: OwnedFd = self.enter("out", || {
+            let capture = socket(
+                AddressFamily::Packet,
+                SockType::Raw,
+                SockFlag::empty(),
+                SockProtocol::EthAll,
+            )
+            .unwrap();
+            let _ = setsockopt(&capture, sockopt::RcvBufForce, &(64 << 20));
+            setsockopt(
+                &capture,
+                sockopt::ReceiveTimeout,
+                &TimeVal::milliseconds(50),
+            )
+            .unwrap();
+            capture
+        });
+        let history = Arc::clone(history);
+        let mut frame = vec![0; 2048];
+        repeat(is_over, move || {
+            let Ok(length) = recv(capture.as_raw_fd(), &mut frame, MsgFlags::empty()) else {
+                return;
+            };
+            let from = nodes.iter().position(|mac| frame[6..12] == mac[..]);
+            if let (Some(from), Some(packet)) = (from, Packet::parse(&frame[14..length])) {
+                history.check(from, &packet);
+            }
+        });
+    }
+
+    /// What others do to a node at any time. The agent finds out by itself.
+    fn disturb(&self, rng: &mut Rng) -> String {
+        let node = NODES[rng.usize(..2)];
+        let command = rng.choice([
+            "ip link del egressnat0",
+            "ip rule del priority 1190",
+            "ip route flush table 1190",
+            "nft flush ruleset",
+            "ip neigh flush dev eth0",
+            "ip link set egressnat0 down",
+        ]);
+        let command = command.unwrap();
+        // It may be gone, and a table that is owned stays.
+        self.told(node, command);
+        format!("{node}: {command}")
+    }
+}
+
+fn steps() -> usize {
+    match std::env::var_os("EGRESSNAT_LONG") {
+        Some(_) => 1000,
+        None => 40,
+    }
+}
+
+#[test]
+fn whatever_happens_in_whatever_order_no_packet_has_an_address_that_nobody_decided_e33_e43_e44() {
+    let seed = std::env::var(SEED).map_or_else(|_| fastrand::u64(..), |seed| seed.parse().unwrap());
+    let mut rng = Rng::with_seed(seed);
+    let network = Network::new();
+    let agents = NODES.map(|node| Agent::start(&network, node));
+    let history = Arc::new(History::default());
+    let is_over = Arc::new(AtomicBool::new(false));
+    let mut state = State::default();
+    let mut told = format!("{SEED}={seed}");
+    let mut held = [const { std::collections::BTreeSet::new() }; 2];
+    for step in 0..steps() {
+        for _ in 0..rng.usize(1..=2) {
+            state.change(&mut rng);
+        }
+        let plans = state.plans();
+        write!(
+            told,
+            "\n{step}: {:?} held by {:?}",
+            state.egress, state.holders
+        )
+        .unwrap();
+        history.plans.lock().unwrap().push(plans.clone());
+        if rng.u8(..4) == 0 {
+            write!(told, "\n  {}", network.disturb(&mut rng)).unwrap();
+        }
+        if rng.u8(..6) == 0 {
+            let node = rng.usize(..2);
+            write!(told, "\n  {}: restart", NODES[node]).unwrap();
+            agents[node].order(Order::Restart);
+        }
+        // Nobody takes what another has not given away.
+        let mut order = [0, 1];
+        rng.shuffle(&mut order);
+        for node in order {
+            let mut giving = plans[node].clone();
+            giving
+                .floating_ips
+                .retain(|address| held[node].contains(address));
+            agents[node].apply(giving);
+        }
+        for node in order {
+            agents[node].apply(plans[node].clone());
+            held[node] = plans[node].floating_ips.clone();
+        }
+        history.applied.store(step, Ordering::SeqCst);
+        if step == 0 {
+            network.inspect(&history, &is_over);
+            for flow in 0..FLOWS {
+                network.start_flow(flow, &history, &is_over);
+            }
+        }
+        if rng.bool() {
+            thread::sleep(Duration::from_millis(rng.u64(..100)));
+        }
+        if rng.u8(..4) == 0 {
+            let (pod, server) = pod_and_server(rng.usize(..FLOWS));
+            let own = node_of(pod);
+            let seen = match plans[own].decide(address(pod).into(), address(server).into(), None) {
+                Decision::Masquerade => Some(format!("192.168.1.{}", own + 1)),
+                Decision::Snat(address) if held.iter().any(|held| held.contains(&address)) => {
+                    Some(address.to_string())
+                }
+                _ => None,
+            };
+            eventually((&told, seen), || (&told, network.seen_by_udp(pod, server)));
+        }
+        let violations = history.violations.lock().unwrap();
+        assert!(violations.is_empty(), "{told}\n{}", violations.join("\n"));
+    }
+    is_over.store(true, Ordering::Relaxed);
+    let seen = history
+        .seen
+        .each_ref()
+        .map(|count| count.load(Ordering::Relaxed));
+    eprintln!(
+        "{SEED}={seed}: {} changes, packets seen by flow: {seen:?}",
+        steps()
+    );
+    assert!(seen.iter().all(|count| *count > 0), "{seen:?}\n{told}");
+}
