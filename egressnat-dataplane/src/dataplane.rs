@@ -341,12 +341,15 @@ impl Dataplane {
             kept.count_floating_ips(&self.egress, &desired.floating_ips);
         }
         let was_settled = std::mem::replace(&mut self.is_settled, false);
-        let between = between(&self.kept.plan, &desired);
-        let mut changes = diff(&self.kept.plan, between.as_ref().unwrap_or(&desired));
+        let mut changes = diff(&self.kept.plan, &desired);
         let affected = match was_settled {
             true => affected_pods(&changes, &self.kept.plan, &desired),
             false => selected_pods(&[&self.kept.plan, &desired]),
         };
+        let between = between(&affected, &self.kept.plan, &desired);
+        if let Some(between) = &between {
+            changes = diff(&self.kept.plan, between);
+        }
         if !changes.is_empty() {
             self.leftovers.note_steered(self.kept.plan.egress_ips());
             self.leftovers.note_steered(desired.egress_ips());

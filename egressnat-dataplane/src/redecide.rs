@@ -62,73 +62,66 @@ pub(crate) fn selected_pods(plans: &[&NodePlan]) -> BTreeSet<IpAddr> {
 
 /// What has to be in force while running connections are forgotten: as `desired`, but what was steered to another node, and that nobody
 /// decides about any more, goes nowhere. It would leave with the pod's own address, as nothing was translated on this node. Nothing if
-/// there is no such thing.
-pub(crate) fn between(observed: &NodePlan, desired: &NodePlan) -> Option<NodePlan> {
-    let mut plan = desired.clone();
-    let mut sets = BTreeMap::new();
-    for (pod, new) in &desired.pods {
-        let Some(old) = observed
-            .pods
-            .get(pod)
-            .filter(|old| **old != PolicySetId::EMPTY)
-        else {
+/// there is no such thing among these pods.
+pub(crate) fn between(
+    pods: &BTreeSet<IpAddr>,
+    observed: &NodePlan,
+    desired: &NodePlan,
+) -> Option<NodePlan> {
+    let mut pods_of: BTreeMap<_, Vec<IpAddr>> = BTreeMap::new();
+    for pod in pods {
+        if let (Some(old), Some(new)) = (observed.pods.get(pod), desired.pods.get(pod)) {
+            pods_of.entry((*old, *new)).or_default().push(*pod);
+        }
+    }
+    let mut plan: Option<NodePlan> = None;
+    for ((old, new), pods) in pods_of {
+        let Some(stopped) = stopped((observed, old), (desired, new)) else {
             continue;
         };
-        let set = *sets.entry((*old, *new)).or_insert_with(|| {
-            let stopped = stopped(observed, *old, desired, *new);
-            if !stopped.values().any(|steering| *steering == Steering::Drop) {
-                return *new;
-            }
-            // Others than these pods may have the same set.
-            let set = unused_set(&[observed, &plan]);
-            let stopped = stopped.into_iter();
-            let destinations = stopped.map(|(prefix, steering)| ((set, prefix), steering));
-            plan.destinations.extend(destinations);
-            set
-        });
-        plan.pods.insert(*pod, set);
+        let plan = plan.get_or_insert_with(|| desired.clone());
+        let set = match old == new {
+            // Its destinations change before its pods do.
+            true => new,
+            // Others than these pods may have the next one.
+            false => unused_set(&[observed, plan]),
+        };
+        let stopped = stopped.into_iter();
+        let destinations = stopped.map(|(prefix, steering)| ((set, prefix), steering));
+        plan.destinations.extend(destinations);
+        plan.pods.extend(pods.into_iter().map(|pod| (pod, set)));
     }
-    (plan.pods != desired.pods).then_some(plan)
+    plan
 }
 
-/// A set as it is to be, without what was steered before and is not decided any more.
+/// A policy set as it is to be, without what was steered before and is not decided any more. Nothing if there is no such thing.
 fn stopped(
-    observed: &NodePlan,
-    old: PolicySetId,
-    desired: &NodePlan,
-    new: PolicySetId,
-) -> BTreeMap<IpNet, Steering> {
-    let prefixes = [(observed, old), (desired, new)];
-    let prefixes = prefixes.into_iter().flat_map(|(plan, set)| {
-        let of_set = plan
-            .destinations
-            .keys()
-            .filter(move |(other, _)| *other == set);
-        of_set.map(|(_, prefix)| *prefix)
+    before: (&NodePlan, PolicySetId),
+    after: (&NodePlan, PolicySetId),
+) -> Option<BTreeMap<IpNet, Steering>> {
+    let internal = &after.0.internal_ranges;
+    let is_internal = |prefix: &IpNet| internal.iter().any(|range| range.contains(prefix));
+    let prefixes = [before, after].into_iter().flat_map(|(plan, set)| {
+        let from_here = plan.destinations.range((set, IpNet::default())..);
+        let of_set = from_here.take_while(move |((other, _), _)| *other == set);
+        of_set.map(|((_, prefix), _)| *prefix)
     });
-    let is_internal = |prefix: &IpNet| {
-        desired
-            .internal_ranges
-            .iter()
-            .any(|range| range.contains(prefix))
-    };
-    prefixes
-        .map(|prefix| {
-            let before = steering(observed, old, prefix);
-            let after = steering(desired, new, prefix);
-            let was_steered = matches!(before, Steering::Snat(_));
-            match after {
-                Steering::Forward if was_steered && !is_internal(&prefix) => {
-                    (prefix, Steering::Drop)
-                }
-                after => (prefix, after),
-            }
-        })
-        .collect()
+    let mut is_any = false;
+    let mut destinations = BTreeMap::new();
+    for prefix in prefixes {
+        let was_steered = matches!(steering(before, prefix), Steering::Snat(_));
+        let mut steering = steering(after, prefix);
+        if was_steered && steering == Steering::Forward && !is_internal(&prefix) {
+            steering = Steering::Drop;
+            is_any = true;
+        }
+        destinations.insert(prefix, steering);
+    }
+    is_any.then_some(destinations)
 }
 
 /// What a set says about all of a prefix.
-fn steering(plan: &NodePlan, set: PolicySetId, prefix: IpNet) -> Steering {
+fn steering((plan, set): (&NodePlan, PolicySetId), prefix: IpNet) -> Steering {
     let covering = (0..=prefix.prefix_len()).rev();
     let mut covering = covering.filter_map(|length| IpNet::new(prefix.addr(), length).ok());
     let found = covering.find_map(|range| plan.destinations.get(&(set, range.trunc())));
@@ -339,6 +332,57 @@ mod tests {
             };
             assert_eq!(is_stale(&connection, &plan), want, "{name}");
         }
+    }
+
+    #[test]
+    fn what_was_steered_and_is_not_decided_any_more_goes_nowhere_in_between() {
+        let snat = Steering::Snat("192.168.1.100".parse().unwrap());
+        let pod: IpAddr = "10.10.1.2".parse().unwrap();
+        let other: IpAddr = "10.10.1.3".parse().unwrap();
+        let pods = BTreeSet::from([pod, other]);
+        let range = |text: &str| text.parse::<IpNet>().unwrap();
+        let observed = plan(snat, &[]);
+        let decide = |plan: &NodePlan, pod, destination: &str| {
+            plan.decide(pod, destination.parse().unwrap(), None)
+        };
+
+        // The policy is gone, or has nobody to steer to; what is inside the cluster is not its own.
+        let mut unselected = observed.clone();
+        unselected.pods = BTreeMap::from([(pod, PolicySetId::EMPTY), (other, PolicySetId::EMPTY)]);
+        unselected.destinations.clear();
+        let mut best_effort = observed.clone();
+        let key = (SET, range("8.8.8.0/24"));
+        best_effort.destinations.insert(key, Steering::Forward);
+        for desired in [&unselected, &best_effort] {
+            let stopped = between(&pods, &observed, desired).unwrap();
+            assert_eq!(decide(&stopped, pod, "8.8.8.8"), Decision::Drop);
+            assert_eq!(decide(&stopped, pod, "9.9.9.9"), Decision::Masquerade);
+            assert_eq!(decide(&stopped, pod, "10.1.2.3"), Decision::Keep);
+            assert_eq!(decide(&stopped, other, "8.8.8.8"), Decision::Masquerade);
+        }
+
+        // A narrower range is spared.
+        let mut spared = observed.clone();
+        let key = (SET, range("8.8.8.128/25"));
+        spared.destinations.insert(key, Steering::Forward);
+        let stopped = between(&pods, &observed, &spared).unwrap();
+        assert_eq!(decide(&stopped, pod, "8.8.8.129"), Decision::Drop);
+        assert_ne!(decide(&stopped, pod, "8.8.8.8"), Decision::Drop);
+
+        // Steered as before, or by a wider range, or kept: nothing is in between.
+        let mut wider = observed.clone();
+        let steering = wider.destinations.remove(&(SET, range("8.8.8.0/24")));
+        let set = PolicySetId(2);
+        wider.pods.insert(pod, set);
+        wider
+            .destinations
+            .insert((set, range("8.0.0.0/8")), steering.unwrap());
+        let kept = plan(Steering::Keep, &[]);
+        let blocked = plan(Steering::Drop, &[]);
+        for desired in [&observed, &wider, &kept, &blocked] {
+            assert_eq!(between(&pods, &observed, desired), None);
+        }
+        assert_eq!(between(&pods, &unselected, &observed), None);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! E43, E44, E33 with everything at once: policies, holders and agents change in random order, others take things away, pods and
 //! servers send without end. Whatever comes by is held against what the planner says.
 
+use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -9,7 +10,7 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::Duration;
 
-use egressnat_core::model::{EgressSource, Gateway, GatewayKey, Policy, Source};
+use egressnat_core::model::{EgressSource, Enforcement, Gateway, GatewayKey, Policy, Source};
 use egressnat_core::selector::Selector;
 use egressnat_core::{Decision, NodePlan};
 use egressnat_dataplane::{Config, Dataplane};
@@ -55,8 +56,8 @@ fn node_of(pod: &str) -> usize {
 /// What there is for a while.
 #[derive(Debug, Clone, Default, PartialEq)]
 struct State {
-    /// Which floating IP a role has to a server, by index.
-    egress: [[Option<usize>; SERVERS.len()]; ROLES.len()],
+    /// Which floating IP a role has to a server, by index, and what is to be where nobody holds it.
+    egress: [[Option<(usize, Enforcement)>; SERVERS.len()]; ROLES.len()],
     /// Which node has a floating IP, by index.
     holders: [Option<usize>; FLOATING_IPS.len()],
 }
@@ -66,11 +67,13 @@ impl State {
     fn change(&mut self, rng: &mut Rng) {
         let before = self.clone();
         while *self == before {
-            let any = |rng: &mut Rng| [None, Some(0), Some(1)][rng.usize(..3)];
+            let any = [None, Some(0), Some(1)][rng.usize(..3)];
             if rng.bool() {
-                self.egress[rng.usize(..ROLES.len())][rng.usize(..SERVERS.len())] = any(rng);
+                let enforcement = [Enforcement::Strict, Enforcement::BestEffort][rng.usize(..2)];
+                self.egress[rng.usize(..ROLES.len())][rng.usize(..SERVERS.len())] =
+                    any.map(|floating| (floating, enforcement));
             } else {
-                self.holders[rng.usize(..FLOATING_IPS.len())] = any(rng);
+                self.holders[rng.usize(..FLOATING_IPS.len())] = any;
             }
         }
     }
@@ -87,12 +90,15 @@ impl State {
         }
         for (role, by_server) in ROLES.into_iter().zip(self.egress) {
             for (server, egress) in SERVERS.into_iter().zip(by_server) {
-                let Some(egress) = egress else { continue };
+                let Some((egress, enforcement)) = egress else {
+                    continue;
+                };
                 let mut source = Source::everything();
                 source.pods = Selector::from_labels([("role", role)]);
                 let destination = format!("{server}/32").parse().unwrap();
-                let policy =
+                let mut policy =
                     Policy::snat([source], [destination], EgressSource::from(&keys[egress]));
+                policy.enforcement = enforcement;
                 let name = format!("{role}-{server}").parse().unwrap();
                 snapshot.policies.insert(name, policy);
             }
@@ -167,7 +173,8 @@ impl History {
 
 enum Order {
     Apply(Box<NodePlan>),
-    Restart,
+    /// Dies so long after it has begun to apply a plan, and is started again.
+    Die(Box<NodePlan>, Duration),
 }
 
 /// An agent that lives until this is dropped.
@@ -215,7 +222,10 @@ async fn obey(config: Config, mut orders: UnboundedReceiver<Order>, done: mpsc::
         match order {
             None => return,
             Some(Order::Apply(next)) => plan = *next,
-            Some(Order::Restart) => {
+            Some(Order::Die(next, after)) => {
+                plan = *next;
+                // Where it waits for something: at any other point a process is killed by tests of their own.
+                let _ = tokio::time::timeout(after, dataplane.apply(&plan)).await;
                 drop(dataplane);
                 dataplane = Dataplane::open(config.clone()).await.unwrap();
             }
@@ -226,6 +236,15 @@ async fn obey(config: Config, mut orders: UnboundedReceiver<Order>, done: mpsc::
         }
         assert_eq!(report.failures, []);
         let _ = done.send(());
+    }
+}
+
+/// Ends what runs until then when it is dropped.
+struct End(Arc<AtomicBool>);
+
+impl Drop for End {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
     }
 }
 
@@ -349,9 +368,10 @@ fn whatever_happens_in_whatever_order_no_packet_has_an_address_that_nobody_decid
     let agents = NODES.map(|node| Agent::start(&network, node));
     let history = Arc::new(History::default());
     let is_over = Arc::new(AtomicBool::new(false));
+    let end = End(Arc::clone(&is_over));
     let mut state = State::default();
     let mut told = format!("{SEED}={seed}");
-    let mut held = [const { std::collections::BTreeSet::new() }; 2];
+    let mut held = [const { BTreeSet::new() }; 2];
     for step in 0..steps() {
         for _ in 0..rng.usize(1..=2) {
             state.change(&mut rng);
@@ -367,11 +387,6 @@ fn whatever_happens_in_whatever_order_no_packet_has_an_address_that_nobody_decid
         if rng.u8(..4) == 0 {
             write!(told, "\n  {}", network.disturb(&mut rng)).unwrap();
         }
-        if rng.u8(..6) == 0 {
-            let node = rng.usize(..2);
-            write!(told, "\n  {}: restart", NODES[node]).unwrap();
-            agents[node].order(Order::Restart);
-        }
         // Nobody takes what another has not given away.
         let mut order = [0, 1];
         rng.shuffle(&mut order);
@@ -380,7 +395,13 @@ fn whatever_happens_in_whatever_order_no_packet_has_an_address_that_nobody_decid
             giving
                 .floating_ips
                 .retain(|address| held[node].contains(address));
-            agents[node].apply(giving);
+            if rng.u8(..8) == 0 {
+                let after = Duration::from_millis(rng.u64(..30));
+                write!(told, "\n  {}: dies after {after:?}", NODES[node]).unwrap();
+                agents[node].order(Order::Die(Box::new(giving), after));
+            } else {
+                agents[node].apply(giving);
+            }
         }
         for node in order {
             agents[node].apply(plans[node].clone());
@@ -411,7 +432,7 @@ fn whatever_happens_in_whatever_order_no_packet_has_an_address_that_nobody_decid
         let violations = history.violations.lock().unwrap();
         assert!(violations.is_empty(), "{told}\n{}", violations.join("\n"));
     }
-    is_over.store(true, Ordering::Relaxed);
+    drop(end);
     let seen = history
         .seen
         .each_ref()
