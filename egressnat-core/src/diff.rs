@@ -1,5 +1,7 @@
 //! From one plan to the next, by the fewest changes, in an order that leaks nothing.
 
+mod between;
+
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
 use core::cmp::Ordering;
@@ -9,6 +11,8 @@ use ipnet::IpNet;
 
 use crate::model::{MasqueradeAction, MasqueradeMatch};
 use crate::plan::{NodePlan, PolicySetId, Steering};
+
+pub use between::between;
 
 /// One change of a node's state. The order of the variants is the order in which changes are made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -14,7 +14,8 @@
 //! * [`gateway`]: which gateways are effective and which addresses they own.
 //! * [`policy`]: which egress IP a policy resolves to, or why to none.
 //! * [`assignment`]: which node holds which floating IP.
-//! * [`plan`]: everything one node must have, and [`diff()`]: the ordered changes from one plan to the next.
+//! * [`plan`]: everything one node must have, and [`diff()`]: the ordered changes from one plan to the next, and
+//!   [`between()`]: what is in force while connections begin anew.
 //! * [`digest`]: which policies a plan was made with.
 //! * [`verify`]: an independent checker of assignments and plans.
 //! * [`finding`]: what is wrong with the user's objects, and how to mend it.
@@ -85,7 +86,7 @@ pub mod verify;
 pub use assignment::{Assigned, Assignment, Move, assign};
 pub use cluster::{ClusterPlan, plan_cluster};
 pub use decision_table::DecisionTable;
-pub use diff::{Change, diff};
+pub use diff::{Change, between, diff};
 pub use digest::{Digest, PolicyMeaning};
 pub use engine::{ClusterEngine, Membership, NodeEngine};
 pub use explain::{Explanation, explain, explain_address, what_if};

@@ -16,7 +16,7 @@ mod tables;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use egressnat_core::{Failure, NodePlan, Report, Resource, diff};
+use egressnat_core::{Failure, NodePlan, Report, Resource, between, diff};
 use ipnet::IpNet;
 use thiserror::Error;
 
@@ -38,7 +38,7 @@ use crate::policy_table::PolicyTable;
 use crate::ports::Ports;
 use crate::probe::Prober;
 use crate::programs::{Hook, Programs, ProgramsError, check_bpffs};
-use crate::redecide::{affected_pods, between, forget_stale, selected_pods};
+use crate::redecide::{affected_pods, forget_stale, selected_pods};
 use crate::segment::Segment;
 use applicable::applicable;
 use doubt::Doubts;
@@ -347,15 +347,16 @@ impl Dataplane {
             false => selected_pods(&[&self.kept.plan, &desired]),
         };
         let between = between(&affected, &self.kept.plan, &desired);
-        if let Some(between) = &between {
-            changes = diff(&self.kept.plan, between);
+        let next = between.as_ref().unwrap_or(&desired);
+        if between.is_some() {
+            changes = diff(&self.kept.plan, next);
         }
         if !changes.is_empty() {
             self.leftovers.note_steered(self.kept.plan.egress_ips());
             self.leftovers.note_steered(desired.egress_ips());
         }
         let mut undone = self
-            .change(&changes, &desired, &interfaces, report, findings)
+            .change(&changes, next, &interfaces, report, findings)
             .await;
         // The guard is there, and holds until each pod has its program: the kernel takes some milliseconds for each.
         self.attach_steering(&desired, &interfaces, doubts, report)

@@ -1,10 +1,9 @@
 //! Running connections after a change: which of them would leave with the wrong address.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use egressnat_core::{Change, Decision, NodePlan, PolicySetId, Steering};
-use ipnet::IpNet;
 
 use crate::conntrack::{Connection, ConntrackError, connections, forget};
 use crate::family::Family;
@@ -58,86 +57,6 @@ pub(crate) fn selected_pods(plans: &[&NodePlan]) -> BTreeSet<IpAddr> {
     let pods = plans.iter().flat_map(|plan| &plan.pods);
     let selected = pods.filter(|(_, set)| **set != PolicySetId::EMPTY);
     selected.map(|(pod, _)| *pod).collect()
-}
-
-/// What has to be in force while running connections are forgotten: as `desired`, but what was steered to another node, and that nobody
-/// decides about any more, goes nowhere. It would leave with the pod's own address, as nothing was translated on this node. Nothing if
-/// there is no such thing among these pods.
-pub(crate) fn between(
-    pods: &BTreeSet<IpAddr>,
-    observed: &NodePlan,
-    desired: &NodePlan,
-) -> Option<NodePlan> {
-    let mut pods_of: BTreeMap<_, Vec<IpAddr>> = BTreeMap::new();
-    for pod in pods {
-        if let (Some(old), Some(new)) = (observed.pods.get(pod), desired.pods.get(pod)) {
-            pods_of.entry((*old, *new)).or_default().push(*pod);
-        }
-    }
-    let mut plan: Option<NodePlan> = None;
-    for ((old, new), pods) in pods_of {
-        let Some(stopped) = stopped((observed, old), (desired, new)) else {
-            continue;
-        };
-        let plan = plan.get_or_insert_with(|| desired.clone());
-        let set = match old == new {
-            // Its destinations change before its pods do.
-            true => new,
-            // Others than these pods may have the next one.
-            false => unused_set(&[observed, plan]),
-        };
-        let stopped = stopped.into_iter();
-        let destinations = stopped.map(|(prefix, steering)| ((set, prefix), steering));
-        plan.destinations.extend(destinations);
-        plan.pods.extend(pods.into_iter().map(|pod| (pod, set)));
-    }
-    plan
-}
-
-/// A policy set as it is to be, without what was steered before and is not decided any more. Nothing if there is no such thing.
-fn stopped(
-    before: (&NodePlan, PolicySetId),
-    after: (&NodePlan, PolicySetId),
-) -> Option<BTreeMap<IpNet, Steering>> {
-    let internal = &after.0.internal_ranges;
-    let is_internal = |prefix: &IpNet| internal.iter().any(|range| range.contains(prefix));
-    let prefixes = [before, after].into_iter().flat_map(|(plan, set)| {
-        let from_here = plan.destinations.range((set, IpNet::default())..);
-        let of_set = from_here.take_while(move |((other, _), _)| *other == set);
-        of_set.map(|((_, prefix), _)| *prefix)
-    });
-    let mut is_any = false;
-    let mut destinations = BTreeMap::new();
-    for prefix in prefixes {
-        let was_steered = matches!(steering(before, prefix), Steering::Snat(_));
-        let mut steering = steering(after, prefix);
-        if was_steered && steering == Steering::Forward && !is_internal(&prefix) {
-            steering = Steering::Drop;
-            is_any = true;
-        }
-        destinations.insert(prefix, steering);
-    }
-    is_any.then_some(destinations)
-}
-
-/// What a set says about all of a prefix.
-fn steering((plan, set): (&NodePlan, PolicySetId), prefix: IpNet) -> Steering {
-    let covering = (0..=prefix.prefix_len()).rev();
-    let mut covering = covering.filter_map(|length| IpNet::new(prefix.addr(), length).ok());
-    let found = covering.find_map(|range| plan.destinations.get(&(set, range.trunc())));
-    found.copied().unwrap_or(Steering::Forward)
-}
-
-/// A policy set that no plan has.
-fn unused_set(plans: &[&NodePlan]) -> PolicySetId {
-    let is_used = |set: &PolicySetId| {
-        plans.iter().any(|plan| {
-            let mut sets = plan.destinations.keys().map(|(set, _)| set);
-            sets.any(|other| other == set) || plan.pods.values().any(|other| other == set)
-        })
-    };
-    let mut sets = (0..=u32::MAX).rev().map(PolicySetId);
-    sets.find(|set| !is_used(set)).unwrap_or(PolicySetId::EMPTY)
 }
 
 /// Makes the kernel forget connections of `pods` that were decided otherwise than `plan` does. Returns how many there were.
@@ -208,6 +127,8 @@ fn is_stale(connection: &Connection, plan: &NodePlan) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
 
     const SET: PolicySetId = PolicySetId(1);
@@ -332,57 +253,6 @@ mod tests {
             };
             assert_eq!(is_stale(&connection, &plan), want, "{name}");
         }
-    }
-
-    #[test]
-    fn what_was_steered_and_is_not_decided_any_more_goes_nowhere_in_between() {
-        let snat = Steering::Snat("192.168.1.100".parse().unwrap());
-        let pod: IpAddr = "10.10.1.2".parse().unwrap();
-        let other: IpAddr = "10.10.1.3".parse().unwrap();
-        let pods = BTreeSet::from([pod, other]);
-        let range = |text: &str| text.parse::<IpNet>().unwrap();
-        let observed = plan(snat, &[]);
-        let decide = |plan: &NodePlan, pod, destination: &str| {
-            plan.decide(pod, destination.parse().unwrap(), None)
-        };
-
-        // The policy is gone, or has nobody to steer to; what is inside the cluster is not its own.
-        let mut unselected = observed.clone();
-        unselected.pods = BTreeMap::from([(pod, PolicySetId::EMPTY), (other, PolicySetId::EMPTY)]);
-        unselected.destinations.clear();
-        let mut best_effort = observed.clone();
-        let key = (SET, range("8.8.8.0/24"));
-        best_effort.destinations.insert(key, Steering::Forward);
-        for desired in [&unselected, &best_effort] {
-            let stopped = between(&pods, &observed, desired).unwrap();
-            assert_eq!(decide(&stopped, pod, "8.8.8.8"), Decision::Drop);
-            assert_eq!(decide(&stopped, pod, "9.9.9.9"), Decision::Masquerade);
-            assert_eq!(decide(&stopped, pod, "10.1.2.3"), Decision::Keep);
-            assert_eq!(decide(&stopped, other, "8.8.8.8"), Decision::Masquerade);
-        }
-
-        // A narrower range is spared.
-        let mut spared = observed.clone();
-        let key = (SET, range("8.8.8.128/25"));
-        spared.destinations.insert(key, Steering::Forward);
-        let stopped = between(&pods, &observed, &spared).unwrap();
-        assert_eq!(decide(&stopped, pod, "8.8.8.129"), Decision::Drop);
-        assert_ne!(decide(&stopped, pod, "8.8.8.8"), Decision::Drop);
-
-        // Steered as before, or by a wider range, or kept: nothing is in between.
-        let mut wider = observed.clone();
-        let steering = wider.destinations.remove(&(SET, range("8.8.8.0/24")));
-        let set = PolicySetId(2);
-        wider.pods.insert(pod, set);
-        wider
-            .destinations
-            .insert((set, range("8.0.0.0/8")), steering.unwrap());
-        let kept = plan(Steering::Keep, &[]);
-        let blocked = plan(Steering::Drop, &[]);
-        for desired in [&observed, &wider, &kept, &blocked] {
-            assert_eq!(between(&pods, &observed, desired), None);
-        }
-        assert_eq!(between(&pods, &unselected, &observed), None);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 use super::*;
 use crate::model::PolicyName;
+use crate::plan::Decision;
 use proptest::prelude::*;
 use std::collections::BTreeSet;
 
@@ -76,6 +77,7 @@ fn steering() -> impl Strategy<Value = Steering> {
     prop_oneof![
         Just(Steering::Forward),
         Just(Steering::Keep),
+        Just(Steering::Drop),
         address().prop_map(Steering::Snat)
     ]
 }
@@ -114,6 +116,41 @@ proptest! {
     #[test]
     fn equal_plans_have_no_changes(plan in arbitrary_plan()) {
         prop_assert_eq!(diff(&plan, &plan), vec![]);
+    }
+
+    #[test]
+    fn between_two_plans_what_is_steered_no_more_goes_nowhere_and_all_else_as_desired_e43_e44(
+        before in prop::collection::btree_map((1..3u32, nested_range()), steering(), 0..8),
+        after in prop::collection::btree_map((1..3u32, nested_range()), steering(), 0..8),
+        sets in prop::collection::vec((0..3u32, 0..3u32), 1..4),
+        probes in prop::collection::vec(nested_range(), 1..8),
+    ) {
+        let plan = |table: BTreeMap<(u32, IpNet), Steering>, sets: Vec<u32>| NodePlan {
+            pods: sets.into_iter().enumerate()
+                .map(|(host, set)| (IpAddr::from([10, 10, 1, host as u8]), PolicySetId(set))).collect(),
+            destinations: table.into_iter().map(|((set, prefix), steering)| ((PolicySetId(set), prefix), steering)).collect(),
+            pod_ranges: ["10.10.1.0/24".parse().unwrap()].into(),
+            ..NodePlan::default()
+        };
+        let (old, new): (Vec<u32>, Vec<u32>) = sets.into_iter().unzip();
+        let (observed, desired) = (plan(before, old), plan(after, new));
+        let pods: BTreeSet<IpAddr> = desired.pods.keys().copied().collect();
+        let between = between(&pods, &observed, &desired);
+        let mut is_needed = false;
+        for (pod, probe) in pods.iter().flat_map(|pod| probes.iter().map(|probe| (*pod, probe.addr()))) {
+            let decide = |plan: &NodePlan| plan.decide(pod, probe, None);
+            let was_decided = matches!(decide(&observed), Decision::Snat(_) | Decision::Drop);
+            let is_stopped = was_decided && decide(&desired) == Decision::Masquerade;
+            is_needed |= is_stopped;
+            let now = decide(between.as_ref().unwrap_or(&desired));
+            // A pod that comes to a set waits with those that are in it.
+            let waits_with_others = now == Decision::Drop && decide(&desired) == Decision::Masquerade;
+            match is_stopped {
+                true => prop_assert_eq!(now, Decision::Drop),
+                false => prop_assert!(now == decide(&desired) || waits_with_others),
+            }
+        }
+        prop_assert!(between.is_some() || !is_needed);
     }
 
     #[test]
@@ -224,4 +261,67 @@ fn a_move_is_told_in_the_order_in_which_it_is_made() {
             "- snat to 192.168.1.100",
         ]
     );
+}
+
+#[test]
+fn what_was_steered_and_is_not_decided_any_more_goes_nowhere_in_between() {
+    const SET: PolicySetId = PolicySetId(1);
+    let snat = Steering::Snat("192.168.1.100".parse().unwrap());
+    let pod: IpAddr = "10.10.1.2".parse().unwrap();
+    let other: IpAddr = "10.10.1.3".parse().unwrap();
+    let pods = BTreeSet::from([pod, other]);
+    let range = |text: &str| text.parse::<IpNet>().unwrap();
+    let plan = |steering| NodePlan {
+        pods: BTreeMap::from([(pod, SET)]),
+        destinations: BTreeMap::from([((SET, range("8.8.8.0/24")), steering)]),
+        pod_ranges: BTreeSet::from([range("10.10.1.0/24")]),
+        internal_ranges: BTreeSet::from([range("10.0.0.0/8")]),
+        ..NodePlan::default()
+    };
+    let observed = plan(snat);
+    let decide = |plan: &NodePlan, pod, destination: &str| {
+        plan.decide(pod, destination.parse().unwrap(), None)
+    };
+
+    // The policy is gone, or has nobody to steer to; what is inside the cluster is not its own.
+    let mut unselected = observed.clone();
+    unselected.pods = BTreeMap::from([(pod, PolicySetId::EMPTY), (other, PolicySetId::EMPTY)]);
+    unselected.destinations.clear();
+    let mut best_effort = observed.clone();
+    let key = (SET, range("8.8.8.0/24"));
+    best_effort.destinations.insert(key, Steering::Forward);
+    for desired in [&unselected, &best_effort] {
+        let stopped = between(&pods, &observed, desired).unwrap();
+        assert_eq!(decide(&stopped, pod, "8.8.8.8"), Decision::Drop);
+        assert_eq!(decide(&stopped, pod, "9.9.9.9"), Decision::Masquerade);
+        assert_eq!(decide(&stopped, pod, "10.1.2.3"), Decision::Keep);
+        assert_eq!(decide(&stopped, other, "8.8.8.8"), Decision::Masquerade);
+    }
+
+    // A narrower range is spared.
+    let mut spared = observed.clone();
+    let key = (SET, range("8.8.8.128/25"));
+    spared.destinations.insert(key, Steering::Forward);
+    let stopped = between(&pods, &observed, &spared).unwrap();
+    assert_eq!(decide(&stopped, pod, "8.8.8.129"), Decision::Drop);
+    assert_ne!(decide(&stopped, pod, "8.8.8.8"), Decision::Drop);
+
+    // Steered as before, or by a wider range, or kept: nothing is in between.
+    let mut wider = observed.clone();
+    let steering = wider.destinations.remove(&(SET, range("8.8.8.0/24")));
+    let set = PolicySetId(2);
+    wider.pods.insert(pod, set);
+    wider
+        .destinations
+        .insert((set, range("8.0.0.0/8")), steering.unwrap());
+    let kept = plan(Steering::Keep);
+    let blocked = plan(Steering::Drop);
+    for desired in [&observed, &wider, &kept, &blocked] {
+        assert_eq!(between(&pods, &observed, desired), None);
+    }
+
+    // Whoever did this died before the end.
+    let stopped = between(&pods, &observed, &unselected).unwrap();
+    assert!(between(&pods, &stopped, &unselected).is_some());
+    assert_eq!(between(&pods, &unselected, &observed), None);
 }
