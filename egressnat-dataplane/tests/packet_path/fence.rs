@@ -92,7 +92,7 @@ fn at_its_deadline_a_floating_ip_falls_silent_without_an_agent() {
 
 #[test]
 fn renewals_lose_no_packet() {
-    const TIME: Duration = Duration::from_secs(2);
+    const TIME: Duration = Duration::from_secs(5);
     let network = Network::new();
     network.apply_all("n2");
     network.count("out", "from", &format!("ip saddr {FLOATING}"));

@@ -127,7 +127,7 @@ fn a_thousand_floating_ips_come_and_go_in_one_batch_each_and_what_is_written_is_
             assert_eq!(report.floating_ips, wanted.floating_ips);
             assert_eq!(monitor.batches(), 1, "{what}");
             // One by one it would be minutes.
-            assert!(start.elapsed() < Duration::from_secs(20), "{what}");
+            assert!(start.elapsed() < Duration::from_secs(60), "{what}");
 
             assert!(!is_asked_again(&mut dataplane).await, "{what}");
             let again = dataplane.apply(&wanted).await;

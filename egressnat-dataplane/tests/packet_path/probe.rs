@@ -141,7 +141,7 @@ fn asking_takes_no_longer_than_it_is_configured_to() {
         start.elapsed()
     });
     eprintln!("an address that nobody has is taken in {elapsed:?}");
-    // Three pauses of 20 ms at least, and a second for all of it on a busy machine.
+    // Three pauses of 20 ms at least. Not those of RFC 5227, which are seconds: the rest is for a busy machine.
     assert!(elapsed > Duration::from_millis(60), "{elapsed:?}");
-    assert!(elapsed < Duration::from_secs(1), "{elapsed:?}");
+    assert!(elapsed < Duration::from_secs(4), "{elapsed:?}");
 }
