@@ -3,63 +3,99 @@
 
 use std::collections::BTreeSet;
 use std::fmt::Write;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::Duration;
 
-use egressnat_core::model::{EgressSource, Enforcement, Gateway, GatewayKey, Policy, Source};
+use egressnat_core::model::{
+    EgressSource, Enforcement, Gateway, GatewayKey, Policy, Snapshot, Source,
+};
 use egressnat_core::selector::Selector;
 use egressnat_core::{Decision, NodePlan};
 use egressnat_dataplane::{Config, Dataplane};
 use fastrand::Rng;
+use ipnet::IpNet;
 use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, setsockopt, socket, sockopt,
 };
 use nix::sys::time::{TimeVal, TimeValLike};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
-use crate::network::{
-    FLOATING, Network, OTHER_SERVER, SERVER, eventually, planned, runtime, snapshot,
-};
-use crate::wire::{Packet, UDP};
+use crate::ipv6;
+use crate::network::{self, FLOATING, Network, OTHER_SERVER, SERVER, eventually, planned, runtime};
 
 /// What the random numbers begin with, to see once more what was seen before.
 const SEED: &str = "EGRESSNAT_SEED";
 
-const OTHER: &str = "192.168.1.101";
 const NODES: [&str; 2] = ["n1", "n2"];
-const FLOATING_IPS: [&str; 2] = [FLOATING, OTHER];
-const SERVERS: [&str; 2] = [SERVER, OTHER_SERVER];
 const PODS: [&str; 4] = ["10.10.1.2", "10.10.1.3", "10.10.2.2", "10.10.2.3"];
 /// As the labels of the pods say.
 const ROLES: [&str; 2] = ["frontend", "backend"];
 
 /// Each flow has a port of its own on its server, so that it is known whatever it is translated to.
 const FIRST_PORT: u16 = 7100;
-const FLOWS: usize = PODS.len() * SERVERS.len();
+const FLOWS: usize = PODS.len() * 2;
 
-fn pod_and_server(flow: usize) -> (&'static str, &'static str) {
-    (PODS[flow / SERVERS.len()], SERVERS[flow % SERVERS.len()])
+/// The addresses of one family.
+struct Addresses {
+    nodes: [&'static str; 2],
+    floating_ips: [&'static str; 2],
+    servers: [&'static str; 2],
+    /// Of a pod that is called by its IPv4 address.
+    pod: fn(&str) -> IpAddr,
+    snapshot: fn() -> Snapshot,
 }
 
-fn address(text: &str) -> Ipv4Addr {
+const IPV4: Addresses = Addresses {
+    nodes: ["192.168.1.1", "192.168.1.2"],
+    floating_ips: [FLOATING, "192.168.1.101"],
+    servers: [SERVER, OTHER_SERVER],
+    pod: |name| name.parse().unwrap(),
+    snapshot: network::snapshot,
+};
+
+const IPV6: Addresses = Addresses {
+    nodes: ipv6::NODES,
+    floating_ips: [ipv6::FLOATING6, "fd00:192:168:1::101"],
+    servers: [ipv6::SERVER6, ipv6::OTHER_SERVER6],
+    pod: |name| ipv6::address6(name).parse().unwrap(),
+    snapshot: ipv6::snapshot,
+};
+
+fn address(text: &str) -> IpAddr {
     text.parse().unwrap()
 }
 
+fn pod_of(flow: usize) -> &'static str {
+    PODS[flow / 2]
+}
+
 fn node_of(pod: &str) -> usize {
-    usize::from(address(pod).octets()[2]) - 1
+    usize::from(pod.starts_with("10.10.2."))
+}
+
+impl Addresses {
+    fn server_of(&self, flow: usize) -> &'static str {
+        self.servers[flow % 2]
+    }
+
+    /// What a node's plan says about a flow.
+    fn decide(&self, plans: &[NodePlan; 2], flow: usize) -> Decision {
+        let (pod, server) = (pod_of(flow), address(self.server_of(flow)));
+        plans[node_of(pod)].decide((self.pod)(pod), server, None)
+    }
 }
 
 /// What there is for a while.
 #[derive(Debug, Clone, Default, PartialEq)]
 struct State {
     /// Which floating IP a role has to a server, by index, and what is to be where nobody holds it.
-    egress: [[Option<(usize, Enforcement)>; SERVERS.len()]; ROLES.len()],
+    egress: [[Option<(usize, Enforcement)>; 2]; ROLES.len()],
     /// Which node has a floating IP, by index.
-    holders: [Option<usize>; FLOATING_IPS.len()],
+    holders: [Option<usize>; 2],
 }
 
 impl State {
@@ -70,49 +106,87 @@ impl State {
             let any = [None, Some(0), Some(1)][rng.usize(..3)];
             if rng.bool() {
                 let enforcement = [Enforcement::Strict, Enforcement::BestEffort][rng.usize(..2)];
-                self.egress[rng.usize(..ROLES.len())][rng.usize(..SERVERS.len())] =
+                self.egress[rng.usize(..ROLES.len())][rng.usize(..2)] =
                     any.map(|floating| (floating, enforcement));
             } else {
-                self.holders[rng.usize(..FLOATING_IPS.len())] = any;
+                self.holders[rng.usize(..2)] = any;
             }
         }
     }
 
     /// What the planner makes of it.
-    fn plans(&self) -> [NodePlan; 2] {
-        let mut snapshot = snapshot();
+    fn plans(&self, addresses: &Addresses) -> [NodePlan; 2] {
+        let mut snapshot = (addresses.snapshot)();
         snapshot.policies.clear();
         let keys = ["default", "other"]
             .map(|name| GatewayKey::group("kube-system".parse().unwrap(), name.parse().unwrap()));
-        for (key, floating) in keys.iter().zip(FLOATING_IPS) {
-            let gateway = Gateway::new([floating.parse::<IpAddr>().unwrap()]);
+        for (key, floating) in keys.iter().zip(addresses.floating_ips) {
+            let gateway = Gateway::new([address(floating)]);
             snapshot.gateways.insert(key.clone(), gateway);
         }
         for (role, by_server) in ROLES.into_iter().zip(self.egress) {
-            for (server, egress) in SERVERS.into_iter().zip(by_server) {
+            for (index, egress) in by_server.into_iter().enumerate() {
                 let Some((egress, enforcement)) = egress else {
                     continue;
                 };
                 let mut source = Source::everything();
                 source.pods = Selector::from_labels([("role", role)]);
-                let destination = format!("{server}/32").parse().unwrap();
+                let destination = IpNet::from(address(addresses.servers[index]));
                 let mut policy =
                     Policy::snat([source], [destination], EgressSource::from(&keys[egress]));
                 policy.enforcement = enforcement;
-                let name = format!("{role}-{server}").parse().unwrap();
+                let name = format!("{role}-{index}").parse().unwrap();
                 snapshot.policies.insert(name, policy);
             }
         }
-        let holders = FLOATING_IPS.into_iter().zip(self.holders);
+        let holders = addresses.floating_ips.into_iter().zip(self.holders);
         let holders = holders.filter_map(|(floating, node)| Some((floating, NODES[node?])));
         let holders: Vec<_> = holders.collect();
         NODES.map(|node| planned(&snapshot, node, &holders))
     }
 }
 
+/// What is on the wire of a datagram.
+struct Datagram {
+    source: IpAddr,
+    destination: IpAddr,
+    /// Hops that are left.
+    hops: u8,
+    /// Its UDP header and what follows.
+    payload: Vec<u8>,
+}
+
+impl Datagram {
+    fn parse(packet: &[u8]) -> Option<Self> {
+        const UDP: u8 = 17;
+        let (protocol, hops, source, destination, header) = match packet.first()? >> 4 {
+            4 => (9, 8, 12..16, 16..20, 20),
+            6 => (6, 7, 8..24, 24..40, 40),
+            _ => return None,
+        };
+        let address = |range| {
+            let octets: &[u8] = packet.get(range)?;
+            let ipv4 = <[u8; 4]>::try_from(octets).map(IpAddr::from);
+            ipv4.or_else(|_| <[u8; 16]>::try_from(octets).map(IpAddr::from))
+                .ok()
+        };
+        (*packet.get(protocol)? == UDP).then_some(Self {
+            source: address(source)?,
+            destination: address(destination)?,
+            hops: *packet.get(hops)?,
+            payload: packet.get(header..)?.to_vec(),
+        })
+    }
+
+    fn number(&self, at: usize) -> Option<u16> {
+        let octets = self.payload.get(at..)?.first_chunk()?;
+        Some(u16::from_be_bytes(*octets))
+    }
+}
+
 /// What was to be, in order, and up to where it is.
-#[derive(Default)]
 struct History {
+    addresses: Addresses,
     plans: Mutex<Vec<[NodePlan; 2]>>,
     /// Index of the last that all nodes have.
     applied: AtomicUsize,
@@ -121,36 +195,30 @@ struct History {
 }
 
 impl History {
-    /// Whether a packet that was sent when `applied` was in force may be on the wire now.
-    fn check(&self, from: usize, packet: &Packet) {
-        let Some((_, to)) = packet.ports() else {
+    /// Whether a datagram may be on the wire now, for what was in force when it was sent, and since.
+    fn check(&self, from: usize, datagram: &Datagram) {
+        let (Some(to), Some(sent_in)) = (datagram.number(2), datagram.number(8)) else {
             return;
         };
         let flow = usize::from(to).checked_sub(usize::from(FIRST_PORT));
         let Some(flow) = flow.filter(|flow| *flow < FLOWS) else {
             return;
         };
-        if packet.protocol != UDP || !packet.is_to(pod_and_server(flow).1) {
+        if datagram.destination != address(self.addresses.server_of(flow)) {
             return;
         }
         self.seen[flow].fetch_add(1, Ordering::Relaxed);
-        let sent_in = usize::from(u16::from_be_bytes(
-            *packet.payload[8..].first_chunk().unwrap(),
-        ));
-        let (pod, server) = pod_and_server(flow);
-        let (pod, server) = (IpAddr::from(address(pod)), IpAddr::from(address(server)));
-        let own = node_of(&pod.to_string());
-        let source = IpAddr::from(packet.source);
+        let own = node_of(pod_of(flow));
+        let source = datagram.source;
         let plans = self.plans.lock().unwrap();
-        let decide = |plans: &[NodePlan; 2]| plans[own].decide(pod, server, None);
-        let current = &plans[sent_in..];
-        let of_node = IpAddr::from([192, 168, 1, own as u8 + 1]);
+        let decide = |plans: &[NodePlan; 2]| self.addresses.decide(plans, flow);
+        let current = &plans[usize::from(sent_in)..];
         let is_masqueraded = current
             .iter()
             .any(|plans| decide(plans) == Decision::Masquerade);
         // What was translated goes on as it is when its policy goes.
         let translated = if is_masqueraded { &plans[..] } else { current };
-        let is_allowed = if source == of_node {
+        let is_allowed = if source == address(self.addresses.nodes[own]) {
             is_masqueraded && from == own
         } else {
             translated
@@ -163,8 +231,11 @@ impl History {
         if !is_allowed {
             let decisions: Vec<Decision> = current.iter().map(decide).collect();
             let violation = format!(
-                "{pod} to {server}: seen as {source} from {}, ttl {}, sent in {sent_in}, decided since: {decisions:?}",
-                NODES[from], packet.ttl
+                "{} to {}: seen as {source} from {}, {} hops left, sent in {sent_in}, decided since: {decisions:?}",
+                pod_of(flow),
+                datagram.destination,
+                NODES[from],
+                datagram.hops,
             );
             self.violations.lock().unwrap().push(violation);
         }
@@ -262,11 +333,11 @@ impl Network {
     /// A pod that sends now often, now seldom, from one port, and its server, which goes on sending to whoever it heard from.
     fn start_flow(&self, flow: usize, history: &Arc<History>, is_over: &Arc<AtomicBool>) {
         const BRIEF: Duration = Duration::from_millis(1);
-        let (pod, server) = pod_and_server(flow);
         let port = FIRST_PORT + flow as u16;
-        let to = SocketAddr::from((address(server), port));
-        let client = self.enter(pod, move || {
-            let client = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port)).unwrap();
+        let own = (history.addresses.pod)(pod_of(flow));
+        let to = SocketAddr::from((address(history.addresses.server_of(flow)), port));
+        let client = self.enter(pod_of(flow), move || {
+            let client = UdpSocket::bind((own, port)).unwrap();
             client.connect(to).unwrap();
             client
         });
@@ -329,8 +400,8 @@ impl Network {
                 return;
             };
             let from = nodes.iter().position(|mac| frame[6..12] == mac[..]);
-            if let (Some(from), Some(packet)) = (from, Packet::parse(&frame[14..length])) {
-                history.check(from, &packet);
+            if let (Some(from), Some(datagram)) = (from, Datagram::parse(&frame[14..length])) {
+                history.check(from, &datagram);
             }
         });
     }
@@ -341,7 +412,9 @@ impl Network {
         let command = rng.choice([
             "ip link del egressnat0",
             "ip rule del priority 1190",
+            "ip -6 rule del priority 1190",
             "ip route flush table 1190",
+            "ip -6 route flush table 1190",
             "nft flush ruleset",
             "ip neigh flush dev eth0",
             "ip link set egressnat0 down",
@@ -362,11 +435,27 @@ fn steps() -> usize {
 
 #[test]
 fn whatever_happens_in_whatever_order_no_packet_has_an_address_that_nobody_decided_e33_e43_e44() {
+    chaos(IPV4);
+}
+
+#[test]
+fn whatever_happens_no_packet_of_ipv6_has_an_address_that_nobody_decided_e33_e43_e44() {
+    chaos(IPV6);
+}
+
+fn chaos(addresses: Addresses) {
     let seed = std::env::var(SEED).map_or_else(|_| fastrand::u64(..), |seed| seed.parse().unwrap());
     let mut rng = Rng::with_seed(seed);
-    let network = Network::new();
+    let network = Network::dual_stack();
     let agents = NODES.map(|node| Agent::start(&network, node));
-    let history = Arc::new(History::default());
+    let history = Arc::new(History {
+        addresses,
+        plans: Mutex::default(),
+        applied: AtomicUsize::default(),
+        violations: Mutex::default(),
+        seen: Default::default(),
+    });
+    let addresses = &history.addresses;
     let is_over = Arc::new(AtomicBool::new(false));
     let end = End(Arc::clone(&is_over));
     let mut state = State::default();
@@ -376,7 +465,7 @@ fn whatever_happens_in_whatever_order_no_packet_has_an_address_that_nobody_decid
         for _ in 0..rng.usize(1..=2) {
             state.change(&mut rng);
         }
-        let plans = state.plans();
+        let plans = state.plans(addresses);
         write!(
             told,
             "\n{step}: {:?} held by {:?}",
@@ -418,10 +507,10 @@ fn whatever_happens_in_whatever_order_no_packet_has_an_address_that_nobody_decid
             thread::sleep(Duration::from_millis(rng.u64(..100)));
         }
         if rng.u8(..4) == 0 {
-            let (pod, server) = pod_and_server(rng.usize(..FLOWS));
-            let own = node_of(pod);
-            let seen = match plans[own].decide(address(pod).into(), address(server).into(), None) {
-                Decision::Masquerade => Some(format!("192.168.1.{}", own + 1)),
+            let flow = rng.usize(..FLOWS);
+            let (pod, server) = (pod_of(flow), addresses.server_of(flow));
+            let seen = match addresses.decide(&plans, flow) {
+                Decision::Masquerade => Some(addresses.nodes[node_of(pod)].to_owned()),
                 Decision::Snat(address) if held.iter().any(|held| held.contains(&address)) => {
                     Some(address.to_string())
                 }

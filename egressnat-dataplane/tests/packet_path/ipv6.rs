@@ -21,7 +21,7 @@ use crate::network::{
 
 pub(crate) const FLOATING6: &str = "fd00:192:168:1::100";
 pub(crate) const SERVER6: &str = "2001:db8:8::8";
-const OTHER_SERVER6: &str = "2001:db8:9::9";
+pub(crate) const OTHER_SERVER6: &str = "2001:db8:9::9";
 /// Selected, one on each node. They are called by their IPv4 addresses.
 const PODS: [&str; 2] = ["10.10.1.2", "10.10.2.2"];
 /// Not selected.
@@ -39,7 +39,7 @@ pub(crate) fn address6(pod: &str) -> String {
 }
 
 /// The cluster with a second group and a second policy, which are of IPv6.
-fn snapshot() -> Snapshot {
+pub(crate) fn snapshot() -> Snapshot {
     let mut snapshot = ipv4_snapshot();
     for (index, node) in snapshot.nodes.values_mut().enumerate() {
         node.addresses.insert(NODES[index].parse().unwrap());
