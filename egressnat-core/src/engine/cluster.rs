@@ -4,6 +4,7 @@ use alloc::vec::Vec;
 use super::resolution::Resolution;
 use crate::assignment::{Assigned, Assignment, Move, Places, assigned_from};
 use crate::cluster::{ClusterPlan, plan_of};
+use crate::gateway::EffectiveGateways;
 use crate::model::{Event, Snapshot};
 use crate::policy::{ResolvedPolicies, resolve_policies};
 
@@ -24,9 +25,6 @@ impl ClusterEngine {
         engine.resolution.objects.masquerade = snapshot.masquerade.clone();
         engine.resolution.objects.nodes = snapshot.nodes.clone();
         engine.resolution.objects.clusters = snapshot.clusters.clone();
-        for (name, node) in &snapshot.nodes {
-            engine.places.set_node(name, node);
-        }
         for (name, policy) in &snapshot.policies {
             let event = Event::Policy(name.clone(), Some(policy.clone()));
             engine.resolution.apply(event);
@@ -37,18 +35,32 @@ impl ClusterEngine {
         if let Some((key, gateway)) = last {
             engine.resolution.apply(Event::Gateway(key, Some(gateway)));
         }
-        for address in engine.resolution.gateways.owners.keys() {
-            let previous = snapshot.previous.nodes.get(address);
-            engine.places.add(*address, previous);
-        }
-        engine.places.settle();
-        engine.places.note_changes();
+        engine.go_on_from(&snapshot.previous);
         engine
+    }
+
+    /// Forgets who holds what, and decides anew with this as the previous assignment: somebody else may have decided meanwhile.
+    pub fn go_on_from(&mut self, previous: &Assignment) {
+        let mut places = Places::default();
+        for (name, node) in &self.resolution.objects.nodes {
+            places.set_node(name, node);
+        }
+        for address in self.resolution.gateways.owners.keys() {
+            places.add(*address, previous.nodes.get(address));
+        }
+        places.settle();
+        places.note_changes();
+        self.places = places;
     }
 
     /// What there is now: neither pods nor namespaces.
     pub fn objects(&self) -> &Snapshot {
         &self.resolution.objects
+    }
+
+    /// The gateways that are effective now.
+    pub fn gateways(&self) -> &EffectiveGateways {
+        &self.resolution.gateways
     }
 
     /// Takes one event. Returns the floating IPs that changed their node.

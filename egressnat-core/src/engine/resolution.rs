@@ -66,8 +66,10 @@ impl Resolution {
                 };
                 let before = addresses(&self.objects);
                 self.objects.apply(Event::Node(name.clone(), node));
-                // A floating IP may be no node's address.
-                if addresses(&self.objects) != before {
+                // A floating IP may be no node's address; all others are nothing to gateways.
+                let after = addresses(&self.objects);
+                let mut changed = before.symmetric_difference(&after);
+                if changed.any(|address| self.is_floating(address)) {
                     self.resolve_gateways(&mut resolved);
                 }
             }
@@ -81,6 +83,12 @@ impl Resolution {
             Event::Pod(..) | Event::Namespace(..) => {}
         }
         resolved
+    }
+
+    /// Whether any gateway names this address, effective or not.
+    fn is_floating(&self, address: &IpAddr) -> bool {
+        let mut gateways = self.objects.gateways.values();
+        gateways.any(|gateway| gateway.floating_ips.contains(address))
     }
 
     fn list(&mut self, name: &PolicyName, policy: &Policy) {

@@ -118,6 +118,22 @@ proptest! {
     }
 
     #[test]
+    fn an_engine_goes_on_from_what_somebody_else_decided(
+        mut snapshot in arbitrary::snapshot(),
+        theirs in arbitrary::snapshot(),
+        events in prop::collection::vec(arbitrary::event(), 0..10),
+    ) {
+        let mut engine = ClusterEngine::new(&snapshot);
+        for event in events {
+            snapshot.apply(event.clone());
+            engine.apply(event);
+        }
+        snapshot.previous = theirs.previous;
+        engine.go_on_from(&snapshot.previous);
+        prop_assert_eq!(engine.plan(), plan_cluster(&snapshot));
+    }
+
+    #[test]
     fn when_everything_is_gone_nothing_is_left(events in prop::collection::vec(arbitrary::event(), 0..60)) {
         let node: NodeName = "n1".parse().unwrap();
         let mut engine = NodeEngine::new(node, 7);

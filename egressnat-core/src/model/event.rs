@@ -42,6 +42,17 @@ impl IntoIterator for Snapshot {
     }
 }
 
+impl FromIterator<Event> for Snapshot {
+    /// What there is after these events, one after another, without a previous assignment.
+    fn from_iter<T: IntoIterator<Item = Event>>(events: T) -> Self {
+        let mut snapshot = Self::default();
+        for event in events {
+            snapshot.apply(event);
+        }
+        snapshot
+    }
+}
+
 /// One object as it is from now on; `None` for one that is gone.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
