@@ -109,6 +109,13 @@ impl std::io::Write for Fnv1a64 {
     }
 }
 
+/// A hash of a whole value: what it says is kept in eight bytes, to know it again.
+pub(crate) fn fingerprint(value: &Value) -> u64 {
+    let mut hash = Fnv1a64::default();
+    serde_json::to_writer(&mut hash, value).expect("a hash takes every byte");
+    hash.0
+}
+
 /// An object of a known kind, as the JSON document it was written as: nothing that we do not know is lost.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Object {
@@ -240,7 +247,17 @@ impl Object {
 
     /// A part of the document by JSON pointer (RFC 6901), `null` if it is missing.
     pub fn at(&self, pointer: &str) -> &Value {
-        self.value.pointer(pointer).unwrap_or(&Value::Null)
+        // `Value::pointer` copies every step twice, for the sake of two characters that have to be written otherwise there.
+        let found = if pointer.starts_with('/') && !pointer.contains('~') {
+            let mut steps = pointer.split('/').skip(1);
+            steps.try_fold(&self.value, |value, step| match value {
+                Value::Array(values) => values.get(step.parse::<usize>().ok()?),
+                fields => fields.get(step),
+            })
+        } else {
+            self.value.pointer(pointer)
+        };
+        found.unwrap_or(&Value::Null)
     }
 
     /// An annotation.
@@ -271,11 +288,9 @@ impl Object {
             .map_or(Version::ABSENT, |text| Version(fnv1a64(text.bytes())))
     }
 
-    /// A hash of the whole document: what it says is kept in eight bytes, to know it again.
+    /// The [`fingerprint`] of the whole document.
     pub(crate) fn fingerprint(&self) -> u64 {
-        let mut hash = Fnv1a64::default();
-        serde_json::to_writer(&mut hash, &self.value).expect("a hash takes every byte");
-        hash.0
+        fingerprint(&self.value)
     }
 
     /// Takes fields out of the document, each by its pointer.

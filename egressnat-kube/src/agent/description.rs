@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 
 use crate::kind::Kind;
-use crate::object::{Object, ObjectKey};
+use crate::object::{Object, ObjectKey, fingerprint};
 use crate::resource::GatewayNodeSpec;
 use crate::store::{ObjectStore, StoreError, Watch, WatchEvent, WatchRequest};
 
@@ -22,19 +22,36 @@ pub(super) fn gateway_node_key(node: &NodeName) -> ObjectKey {
     ObjectKey::namespaced(Kind::NetworkGatewayNode, SYSTEM_NAMESPACE, node.as_str())
 }
 
+/// A description as it was last seen.
+#[derive(Debug)]
+pub(super) struct Seen {
+    spec: Value,
+    /// The fingerprint of its report, which is too large to be kept only for comparing.
+    pub(super) report: u64,
+}
+
+impl From<&Object> for Seen {
+    fn from(object: &Object) -> Self {
+        Self {
+            spec: object.at("/spec").clone(),
+            report: fingerprint(object.at("/status/report")),
+        }
+    }
+}
+
 /// Writes the node's description, and again whenever somebody alters or removes it.
 pub(super) struct Description<S> {
     store: S,
     key: ObjectKey,
     spec: Value,
     watch: Watch,
-    /// The object as it was last seen, none if it was not.
-    seen: watch::Sender<Option<Object>>,
+    /// None if it is not there.
+    seen: watch::Sender<Option<Seen>>,
     is_failing: bool,
 }
 
 impl<S: ObjectStore> Description<S> {
-    /// The receiver sees the object as it changes, its report included.
+    /// The receiver sees it as it changes, its report included.
     ///
     /// # Errors
     ///
@@ -43,7 +60,7 @@ impl<S: ObjectStore> Description<S> {
         store: S,
         node: &NodeName,
         subnets: &BTreeSet<IpNet>,
-    ) -> Result<(Self, watch::Receiver<Option<Object>>), StoreError> {
+    ) -> Result<(Self, watch::Receiver<Option<Seen>>), StoreError> {
         let request = WatchRequest::of(&[Kind::NetworkGatewayNode]).of_node(node.clone());
         let watch = store.watch(&request)?;
         let subnets = subnets.iter().map(IpNet::trunc).collect();
@@ -75,7 +92,7 @@ impl<S: ObjectStore> Description<S> {
             match write(&self.store, &self.key, &self.spec).await {
                 Ok(written) => {
                     self.recovered();
-                    self.seen.send_replace(Some(written));
+                    self.seen.send_replace(Some(Seen::from(&written)));
                 }
                 // What it has become is told by the watch, or read next time.
                 Err(StoreError::Conflict(_) | StoreError::NotFound(_) | StoreError::Exists(_)) => {}
@@ -88,7 +105,7 @@ impl<S: ObjectStore> Description<S> {
     fn take(&self, event: WatchEvent) {
         match event {
             WatchEvent::Applied(object) => {
-                self.seen.send_replace(Some(object));
+                self.seen.send_replace(Some(Seen::from(&object)));
             }
             WatchEvent::Deleted(_) => {
                 tracing::warn!("somebody removed the node's description: written again");
@@ -104,8 +121,7 @@ impl<S: ObjectStore> Description<S> {
 
     fn is_right(&self) -> bool {
         let seen = self.seen.borrow();
-        seen.as_ref()
-            .is_some_and(|object| object.at("/spec") == &self.spec)
+        seen.as_ref().is_some_and(|seen| seen.spec == self.spec)
     }
 
     fn recovered(&mut self) {

@@ -9,9 +9,9 @@ use egressnat_core::{Digest, Failure, Planned, PolicyMeaning, Reason, Report, Su
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
-use super::description::gateway_node_key;
+use super::description::{Seen, gateway_node_key};
 use crate::field_manager::FieldManager;
-use crate::object::{Object, ObjectKey};
+use crate::object::{Object, ObjectKey, fingerprint};
 use crate::status::reason;
 use crate::status::{Mark, NodeReport, POLICIES_AT_MOST, PolicyReport, Problem};
 use crate::store::{ObjectStore, StoreError};
@@ -34,7 +34,7 @@ struct Told {
 pub(super) fn channel<S: ObjectStore>(
     store: S,
     node: &NodeName,
-    seen: watch::Receiver<Option<Object>>,
+    seen: watch::Receiver<Option<Seen>>,
 ) -> (Reporter, ReportWriter<S>, watch::Receiver<Option<Mark>>) {
     let (sender, receiver) = watch::channel(None);
     let (written, mark) = watch::channel(None);
@@ -191,7 +191,7 @@ pub(super) struct ReportWriter<S> {
     store: S,
     key: ObjectKey,
     told: watch::Receiver<Option<Told>>,
-    seen: watch::Receiver<Option<Object>>,
+    seen: watch::Receiver<Option<Seen>>,
     written: watch::Sender<Option<Mark>>,
     is_failing: bool,
 }
@@ -208,18 +208,18 @@ impl<S: ObjectStore> ReportWriter<S> {
             if changed.is_err() {
                 return;
             }
-            let Some(told) = self.told.borrow_and_update().clone() else {
+            let Some((mark, report)) = self.wanted() else {
                 continue;
             };
-            let wanted = json!(told.report);
-            if has_report(self.seen.borrow_and_update().as_ref(), &wanted) {
-                self.publish(&told);
+            if self.is_seen(&report) {
+                self.written.send_replace(Some(mark));
                 continue;
             }
-            match self.write_once(&wanted).await {
+            match self.write_once(report).await {
+                // After the report, so that whoever sees the mark can know whether it has seen the report.
                 Ok(()) => {
                     self.recovered();
-                    self.publish(&told);
+                    self.written.send_replace(Some(mark));
                 }
                 Err(error) => {
                     self.failed(&error);
@@ -230,16 +230,27 @@ impl<S: ObjectStore> ReportWriter<S> {
         }
     }
 
-    /// Tells the mark: after the report, so that whoever sees it can know whether it has seen the report.
-    fn publish(&self, told: &Told) {
-        self.written.send_replace(Some(Mark {
-            policies: told.policies,
-            revision: told.report.revision.clone(),
-        }));
+    /// What is to be written, and the mark that goes with it.
+    fn wanted(&mut self) -> Option<(Mark, Value)> {
+        let told = self.told.borrow_and_update();
+        let Told { report, policies } = told.as_ref()?;
+        let mark = Mark {
+            policies: *policies,
+            revision: report.revision.clone(),
+        };
+        Some((mark, json!(report)))
     }
 
-    async fn write_once(&self, wanted: &Value) -> Result<(), StoreError> {
-        let object = Object::new(&self.key, json!({ "status": { "report": wanted } }));
+    /// Whether the node's description has this report.
+    fn is_seen(&mut self, report: &Value) -> bool {
+        let seen = self.seen.borrow_and_update();
+        let seen = seen.as_ref();
+        seen.is_some_and(|seen| seen.report == fingerprint(report))
+    }
+
+    async fn write_once(&self, report: Value) -> Result<(), StoreError> {
+        let mut object = Object::new(&self.key, json!({ "status": {} }));
+        object.value_mut()["status"]["report"] = report;
         let applied = self.store.apply_status(object, FieldManager::Agent).await?;
         if let Some(whose) = applied.taken_back {
             tracing::warn!(whose, "somebody else had written this node's report");
@@ -265,11 +276,6 @@ impl<S: ObjectStore> ReportWriter<S> {
             "the node's report cannot be written, without which its policies do not count as programmed; trying again"
         );
     }
-}
-
-/// Whether a description has this report.
-fn has_report(description: Option<&Object>, report: &Value) -> bool {
-    description.is_some_and(|object| object.at("/status/report") == report)
 }
 
 #[cfg(test)]
