@@ -4,9 +4,8 @@ use std::collections::BTreeSet;
 use std::future::Future;
 use std::time::{Duration, Instant};
 
-use egressnat_core::model::{Health, NodeName};
+use egressnat_core::model::NodeName;
 use egressnat_core::ownership::{Granter, LeaseRecord, RATE_ERROR, Time};
-use egressnat_core::{Assignment, effective_gateways, plan_cluster};
 use ipnet::IpNet;
 
 use crate::clock::{instant, now};
@@ -19,10 +18,12 @@ use crate::object::Object;
 use crate::pulse::{BEAT, Observed, Pulse};
 use crate::store::{ObjectStore, StoreError, Watch, WatchEvent, WatchRequest};
 
+mod decision;
 mod grants;
 mod status;
 mod write;
 
+use decision::Decision;
 use grants::{holders, moves};
 use status::Telling;
 
@@ -174,8 +175,8 @@ struct Controller<S> {
     /// Who is alive, and who may be given what.
     granter: Granter,
     recorder: Recorder,
-    /// Where the floating IPs belong; none before the first run, which starts from who holds them.
-    wanted: Option<Assignment>,
+    /// Where the floating IPs belong; the first run starts from who holds them.
+    decision: Decision,
     /// Refused writes that were told.
     refused: BTreeSet<String>,
     /// One that was refused in this run.
@@ -202,7 +203,7 @@ impl<S: ObjectStore> Controller<S> {
             index: Index::new(cluster_ranges),
             granter: Granter::new(RATE_ERROR),
             recorder: Recorder::default(),
-            wanted: None,
+            decision: Decision::default(),
             refused: BTreeSet::new(),
             refused_now: None,
             telling: Telling::default(),
@@ -335,6 +336,8 @@ impl<S: ObjectStore> Controller<S> {
     async fn turn(&mut self) -> Result<Turn, StoreError> {
         let Some(remaining) = self.store.leadership.remaining() else {
             self.granter.follow();
+            // Nothing is decided by them, and they are not to pile up.
+            self.decision.follow(self.index.take_events());
             return Ok(Turn::Idle);
         };
         if !self.is_synced {
@@ -361,7 +364,7 @@ impl<S: ObjectStore> Controller<S> {
             Err(StoreError::Refused { .. }) => {}
             Err(error) => {
                 // What was decided may not have been written: decide again from what the store says.
-                self.wanted = None;
+                self.decision.doubt();
                 if let StoreError::Unreachable { .. } = error {
                     self.granter.resume(self.last_contact, crate::clock::now());
                 }
@@ -395,7 +398,7 @@ impl<S: ObjectStore> Controller<S> {
     /// as down counts as seen just now, for the leases that ran out meanwhile may have done so because nobody could write.
     fn begin(&mut self, now: Time) {
         self.is_due = true;
-        self.wanted = None;
+        self.decision.doubt();
         self.refused.clear();
         self.recorder = Recorder::default();
         // What was watched may be older than what is in the store. No harm is done by that: every write names the version that it
@@ -432,16 +435,10 @@ impl<S: ObjectStore> Controller<S> {
 
     async fn reconcile(&mut self) -> Result<(), StoreError> {
         let began = Instant::now();
-        let health = |node: &NodeName| match self.alive.contains(node) {
-            true => Health::Up,
-            false => Health::Down,
-        };
-        let mut snapshot = self.index.snapshot(Assignment::default(), health);
-        snapshot.previous = match self.wanted.take() {
-            Some(wanted) => wanted,
-            None => self.index.assignment(&effective_gateways(&snapshot)),
-        };
-        let mut plan = plan_cluster(&snapshot);
+        let index = &mut self.index;
+        let events = index.take_events();
+        let told = |gateways: &_| index.assignment(gateways);
+        let mut plan = self.decision.make(events, &self.alive, told);
         let belongs = plan.assigned.assignment.clone();
         let mut happened = self.write_copies(&plan.assigned).await?;
         self.read_grants(&plan.assigned.gateways);
@@ -450,8 +447,9 @@ impl<S: ObjectStore> Controller<S> {
             let (records, takes) = self.grants_for(&belongs);
             // Status tells who holds an address, not who should.
             plan.assigned.assignment = holders(&records, &plan.assigned.gateways);
-            self.telling.learn(&self.index, &snapshot, &plan);
-            let mut wanted = self.telling.wanted(&self.index, &snapshot, &plan, &records);
+            let objects = self.decision.objects();
+            self.telling.learn(&self.index, objects, &plan);
+            let mut wanted = self.telling.wanted(&self.index, objects, &plan, &records);
             // The agents wait for it, so it comes first.
             let gateways = std::mem::take(&mut wanted.gateways);
             happened.extend(self.write_status(gateways).await?);
@@ -463,7 +461,7 @@ impl<S: ObjectStore> Controller<S> {
         };
         let after = holders(self.granter.grants(), &plan.assigned.gateways);
         happened.extend(moves(&before, &after, &plan.assigned));
-        self.wanted = Some(belongs);
+        self.decision.stand();
         self.write_anthos_nodes(&plan.assigned).await?;
         happened.extend(self.write_status(wanted.nodes).await?);
         happened.extend(self.write_status(wanted.policies).await?);

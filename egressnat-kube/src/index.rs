@@ -1,9 +1,9 @@
-//! From objects to the planner's snapshot: synchronous, without I/O.
+//! From objects to the planner's events: synchronous, without I/O.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use egressnat_core::model::{Event, Health, Node, NodeName, Policy, PolicyName, Snapshot};
+use egressnat_core::model::{Event, Node, NodeName, Policy, PolicyName};
 use egressnat_core::ownership::GrantRecord;
 use egressnat_core::{Assignment, EffectiveGateways, PolicyMeaning, ResolvedPolicy};
 use ipnet::IpNet;
@@ -15,20 +15,20 @@ use crate::resource::{GatewayNodeSpec, event_of, gateway_node_spec, gone, object
 use crate::status::NodeReport;
 use crate::store::WatchEvent;
 
-/// The objects of one watch, and the snapshot that they make.
+/// The objects of one watch, and what they come to for the planner.
 ///
 /// An object that does not make sense is left out, alone, and told.
 #[derive(Debug, Default)]
 pub struct Index {
     objects: BTreeMap<ObjectKey, Kept>,
-    /// Without subnets and health.
+    /// Without subnets.
     nodes: BTreeMap<NodeName, Node>,
     gateway_nodes: BTreeMap<NodeName, GatewayNodeSpec>,
     reports: BTreeMap<NodeName, NodeReport>,
     /// Objects that make no sense, with the reason.
     invalid: BTreeMap<ObjectKey, (Object, InvalidObject)>,
-    /// All but nodes, which are put together from several objects.
-    snapshot: Snapshot,
+    /// What the planner was not told yet.
+    events: Vec<Event>,
 }
 
 /// What is kept of an object that makes sense.
@@ -40,7 +40,7 @@ struct Kept {
 }
 
 impl Kept {
-    /// Memory goes with what is used: what the snapshot says is not kept a second time, nor is what only the planner reads.
+    /// Memory goes with what is used: what the planner was told it keeps itself.
     fn new(mut object: Object) -> Self {
         let fingerprint = object.fingerprint();
         object.forget(match object.kind() {
@@ -65,12 +65,9 @@ impl Kept {
 impl Index {
     /// An empty index. `cluster_ranges` are ranges inside the cluster that no object tells, such as the service range.
     pub fn new(cluster_ranges: impl IntoIterator<Item = IpNet>) -> Self {
-        let snapshot = Snapshot {
-            cluster_ranges: cluster_ranges.into_iter().collect(),
-            ..Snapshot::default()
-        };
+        let ranges = cluster_ranges.into_iter().collect();
         Self {
-            snapshot,
+            events: vec![Event::ClusterRanges(ranges)],
             ..Self::default()
         }
     }
@@ -96,13 +93,14 @@ impl Index {
     ///
     /// The object does not make sense: it counts as not there.
     pub fn apply(&mut self, object: Object) -> Result<(), InvalidObject> {
-        self.delete(object.key());
         match self.convert(&object) {
             Ok(()) => {
+                self.invalid.remove(object.key());
                 self.objects.insert(object.key().clone(), Kept::new(object));
                 Ok(())
             }
             Err(error) => {
+                self.delete(object.key());
                 let invalid = (object, error.clone());
                 self.invalid.insert(invalid.0.key().clone(), invalid);
                 Err(error)
@@ -110,26 +108,37 @@ impl Index {
         }
     }
 
+    /// Takes what an object says, or nothing of it.
     fn convert(&mut self, object: &Object) -> Result<(), InvalidObject> {
         match event_of(object)? {
-            // Its health and its subnets come from elsewhere.
             Some(Event::Node(name, Some(node))) => {
-                self.nodes.insert(name, node);
+                self.nodes.insert(name.clone(), node);
+                self.tell_node(name);
             }
-            Some(event) => {
-                self.snapshot.apply(event);
-            }
-            None => {}
+            event => self.events.extend(event),
         }
         if object.kind() == Kind::NetworkGatewayNode {
             let name: NodeName = object.parse_name()?;
-            self.gateway_nodes
-                .insert(name.clone(), gateway_node_spec(object)?);
-            if let Some(report) = NodeReport::read(object.at("/status/report")) {
-                self.reports.insert(name, report);
-            }
+            let spec = gateway_node_spec(object)?;
+            self.gateway_nodes.insert(name.clone(), spec);
+            match NodeReport::read(object.at("/status/report")) {
+                Some(report) => self.reports.insert(name.clone(), report),
+                None => self.reports.remove(&name),
+            };
+            self.tell_node(name);
         }
         Ok(())
+    }
+
+    /// A node is put together from two objects: without an agent it has no subnet, and so gets no floating IP.
+    fn tell_node(&mut self, name: NodeName) {
+        let node = self.nodes.get(&name).map(|node| {
+            let mut node = node.clone();
+            let spec = self.gateway_nodes.get(&name);
+            node.subnets = spec.map(|spec| spec.subnets.clone()).unwrap_or_default();
+            node
+        });
+        self.events.push(Event::Node(name, node));
     }
 
     /// Removes one object.
@@ -141,18 +150,22 @@ impl Index {
         match gone(key) {
             Some(Event::Node(name, _)) => {
                 self.nodes.remove(&name);
+                self.tell_node(name);
             }
-            Some(event) => {
-                self.snapshot.apply(event);
-            }
-            None => {}
+            event => self.events.extend(event),
         }
         if key.kind == Kind::NetworkGatewayNode
             && let Ok(name) = key.name.parse::<NodeName>()
         {
             self.gateway_nodes.remove(&name);
             self.reports.remove(&name);
+            self.tell_node(name);
         }
+    }
+
+    /// What has changed for the planner since the last time. Of a node nobody knows here whether it is up: in these events it is.
+    pub fn take_events(&mut self) -> Vec<Event> {
+        std::mem::take(&mut self.events)
     }
 
     /// Whether an object that makes sense has been told already just as it is.
@@ -161,7 +174,7 @@ impl Index {
         known.is_some_and(|known| known.fingerprint == object.fingerprint())
     }
 
-    /// What is kept of an object that makes sense: not what only the snapshot is made of.
+    /// What is kept of an object that makes sense: not what the planner keeps.
     pub fn object(&self, key: &ObjectKey) -> Option<&Object> {
         self.objects.get(key).map(|kept| &kept.object)
     }
@@ -219,24 +232,6 @@ impl Index {
             .collect()
     }
 
-    /// The planner's input. `health` says which nodes may be trusted; a node without an agent has no subnet, and so gets
-    /// no floating IP.
-    pub fn snapshot(&self, previous: Assignment, health: impl Fn(&NodeName) -> Health) -> Snapshot {
-        let mut snapshot = self.snapshot.clone();
-        snapshot.previous = previous;
-        for (name, node) in &self.nodes {
-            let mut node = node.clone();
-            node.health = health(name);
-            node.subnets = self
-                .gateway_nodes
-                .get(name)
-                .map(|spec| spec.subnets.clone())
-                .unwrap_or_default();
-            snapshot.nodes.insert(name.clone(), node);
-        }
-        snapshot
-    }
-
     /// The grant of each address that the status of the effective gateways tells. An address counts only for the gateway that owns it.
     pub(crate) fn grants(&self, gateways: &EffectiveGateways) -> BTreeMap<IpAddr, GrantRecord> {
         let mut grants = BTreeMap::new();
@@ -265,10 +260,16 @@ impl Index {
 mod tests {
     use super::*;
     use egressnat_core::effective_gateways;
+    use egressnat_core::model::Snapshot;
     use serde_json::{Value, json};
 
     fn object(value: Value) -> Object {
         Object::from_value(value).unwrap()
+    }
+
+    /// What the events come to.
+    fn snapshot(index: &mut Index) -> Snapshot {
+        index.take_events().into_iter().collect()
     }
 
     fn node() -> Object {
@@ -299,7 +300,7 @@ mod tests {
                 "spec": {"subnets": ["192.168.1.0/24"]},
             })))
             .unwrap();
-        let snapshot = index.snapshot(Assignment::default(), |_| Health::Up);
+        let snapshot = snapshot(&mut index);
         let node = &snapshot.nodes[&"worker1".parse().unwrap()];
         assert_eq!(node.role, egressnat_core::model::Role::ControlPlane);
         assert_eq!(node.addresses, ["192.168.1.1".parse().unwrap()].into());
@@ -313,8 +314,7 @@ mod tests {
             change(object.value_mut());
             let mut index = Index::default();
             index.apply(object)?;
-            let snapshot = index.snapshot(Assignment::default(), |_| Health::Up);
-            Ok(snapshot.nodes[&"worker1".parse().unwrap()].clone())
+            Ok(snapshot(&mut index).nodes[&"worker1".parse().unwrap()].clone())
         };
         let is_draining = |change| changed(change).map(|node: Node| node.draining);
         assert_eq!(is_draining(|_| {}), Ok::<_, InvalidObject>(false));
@@ -344,10 +344,7 @@ mod tests {
         index.apply(gateway(&["192.168.1.100"], json!({}))).unwrap();
         index.delete(node().key());
         index.delete(gateway(&[], json!({})).key());
-        assert_eq!(
-            index.snapshot(Assignment::default(), |_| Health::Up),
-            Snapshot::default()
-        );
+        assert_eq!(snapshot(&mut index), Snapshot::default());
     }
 
     #[test]
@@ -356,12 +353,7 @@ mod tests {
         index.apply(gateway(&["192.168.1.100"], json!({}))).unwrap();
         let error = index.apply(gateway(&["x"], json!({}))).unwrap_err();
         assert_eq!(error.field, "spec.floatingIPs[0]");
-        assert!(
-            index
-                .snapshot(Assignment::default(), |_| Health::Up)
-                .gateways
-                .is_empty()
-        );
+        assert!(snapshot(&mut index).gateways.is_empty());
     }
 
     #[test]
@@ -372,7 +364,7 @@ mod tests {
             "floatingIPs": {"192.168.1.100": "worker1", "192.168.1.99": "worker2"},
         });
         index.apply(gateway(&["192.168.1.100"], status)).unwrap();
-        let gateways = effective_gateways(&index.snapshot(Assignment::default(), |_| Health::Up));
+        let gateways = effective_gateways(&snapshot(&mut index));
         let assignment = index.assignment(&gateways);
         assert_eq!(
             assignment.nodes.len(),

@@ -95,7 +95,7 @@ impl Telling {
         let each = meanings
             .iter()
             .map(|(name, meaning)| ((*name).clone(), meaning.digest()));
-        self.confirmations.policies_are(all, each.collect());
+        self.confirmations.policies_are(all, each);
         let is_up = |name: &NodeName| {
             let node = snapshot.nodes.get(name);
             node.is_some_and(|node| node.health == Health::Up)

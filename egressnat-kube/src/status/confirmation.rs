@@ -46,8 +46,12 @@ pub(crate) struct Confirmations {
 }
 
 impl Confirmations {
-    /// Takes the policies as they are now: the digest of all, and of each.
-    pub(crate) fn policies_are(&mut self, all: Digest, each: BTreeMap<PolicyName, Digest>) {
+    /// Takes the policies as they are now: the digest of all, and of each, which is asked for only if they have changed.
+    pub(crate) fn policies_are(
+        &mut self,
+        all: Digest,
+        each: impl IntoIterator<Item = (PolicyName, Digest)>,
+    ) {
         if self.history.back().is_some_and(|(last, _)| *last == all) {
             return;
         }
@@ -120,7 +124,7 @@ mod tests {
     fn set(confirmations: &mut Confirmations, a: i64, b: i64) {
         let each = [("a", a), ("b", b)]
             .map(|(name, generation)| (name.parse().unwrap(), meaning(name, generation).digest()));
-        confirmations.policies_are(all(a, b), each.into());
+        confirmations.policies_are(all(a, b), each);
     }
 
     fn node() -> NodeName {

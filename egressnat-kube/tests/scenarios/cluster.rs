@@ -16,6 +16,8 @@ pub(crate) struct Cluster {
     /// Those that make sense.
     objects: BTreeMap<ObjectKey, Object>,
     index: Index,
+    /// What the index has told.
+    told: Snapshot,
     down: BTreeSet<NodeName>,
     ranges: BTreeSet<IpNet>,
     masquerade: MasqueradeRules,
@@ -83,6 +85,9 @@ impl Cluster {
                 Order::Must(must) => taken.musts.push(must),
             }
         }
+        for event in self.index.take_events() {
+            self.told.apply(event);
+        }
         taken
     }
 
@@ -109,7 +114,7 @@ impl Cluster {
 
     /// The planner's input.
     pub(crate) fn snapshot(&self) -> Snapshot {
-        self.complete(&self.index)
+        self.complete(self.told.clone())
     }
 
     /// The same from scratch, with the objects in the opposite order.
@@ -118,18 +123,17 @@ impl Cluster {
         for object in self.objects.values().rev() {
             assert_eq!(index.apply(object.clone()), Ok(()));
         }
-        self.complete(&index)
+        self.complete(index.take_events().into_iter().collect())
     }
 
-    fn complete(&self, index: &Index) -> Snapshot {
-        let health = |node: &NodeName| {
-            if self.down.contains(node) {
-                Health::Down
-            } else {
-                Health::Up
+    /// With what no object tells.
+    fn complete(&self, mut snapshot: Snapshot) -> Snapshot {
+        for (name, node) in &mut snapshot.nodes {
+            if self.down.contains(name) {
+                node.health = Health::Down;
             }
-        };
-        let mut snapshot = index.snapshot(self.assignment.clone(), health);
+        }
+        snapshot.previous = self.assignment.clone();
         snapshot.cluster_ranges = self.ranges.clone();
         snapshot.masquerade = self.masquerade.clone();
         snapshot

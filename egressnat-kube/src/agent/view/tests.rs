@@ -1,6 +1,6 @@
 use super::*;
 use crate::index::Index;
-use egressnat_core::model::{Health, Snapshot};
+use egressnat_core::model::Snapshot;
 use egressnat_core::{Digest, effective_gateways, plan_node, resolve_policies};
 use proptest::prelude::*;
 use proptest::sample::select;
@@ -162,7 +162,7 @@ impl Answers {
             // One that makes no sense counts as not there.
             let _ = index.apply(object.clone());
         }
-        let snapshot: Snapshot = index.snapshot(Assignment::default(), |_| Health::Up);
+        let snapshot: Snapshot = index.take_events().into_iter().collect();
         let gateways = effective_gateways(&snapshot);
         let assignment = index.assignment(&gateways);
         let resolved = resolve_policies(&snapshot, &gateways).policies;

@@ -1,9 +1,9 @@
 //! What a change costs in a large cluster, counted in writes.
 
 use super::*;
+use crate::controller::decision::Decision;
 use crate::status::PolicyReport;
 use egressnat_core::ownership::{Generation, Grant, GrantRecord, Term};
-use egressnat_core::{Assignment, plan_cluster};
 
 const NODES: usize = 1000;
 const POLICIES: usize = 50;
@@ -13,6 +13,7 @@ struct World {
     /// As they are in the store.
     objects: BTreeMap<ObjectKey, Object>,
     index: Index,
+    decision: Decision,
     telling: Telling,
 }
 
@@ -40,6 +41,7 @@ impl World {
         let mut world = Self {
             objects: BTreeMap::new(),
             index: Index::default(),
+            decision: Decision::default(),
             telling: Telling::default(),
         };
         for number in 0..NODES {
@@ -63,19 +65,21 @@ impl World {
         self.objects.insert(object.key().clone(), object);
     }
 
-    fn plan(&self) -> (Snapshot, ClusterPlan) {
-        let previous = Assignment::default();
-        let mut snapshot = self.index.snapshot(previous, |_| Health::Up);
-        let gateways = egressnat_core::effective_gateways(&snapshot);
-        snapshot.previous = self.index.assignment(&gateways);
-        let plan = plan_cluster(&snapshot);
-        (snapshot, plan)
+    fn plan(&mut self) -> ClusterPlan {
+        let alive = (0..NODES).map(|number| node(number).parse().unwrap());
+        let index = &mut self.index;
+        let events = index.take_events();
+        let told = |gateways: &_| index.assignment(gateways);
+        let plan = self.decision.make(events, &alive.collect(), told);
+        self.decision.stand();
+        plan
     }
 
     /// One run of the controller. Returns the policies that were written.
     fn run(&mut self) -> Vec<String> {
-        let (snapshot, plan) = self.plan();
-        self.telling.learn(&self.index, &snapshot, &plan);
+        let plan = self.plan();
+        let objects = self.decision.objects();
+        self.telling.learn(&self.index, objects, &plan);
         let granted = plan
             .assigned
             .assignment
@@ -96,7 +100,7 @@ impl World {
                 (*address, record)
             });
         let grants = granted.collect();
-        let wanted = self.telling.wanted(&self.index, &snapshot, &plan, &grants);
+        let wanted = self.telling.wanted(&self.index, objects, &plan, &grants);
         let names = wanted.policies.iter();
         let names = names.map(|object| object.name().to_owned()).collect();
         let all = [wanted.gateways, wanted.nodes, wanted.policies].concat();
@@ -112,12 +116,11 @@ impl World {
 
     /// What the agents of some nodes tell, who have planned with everything. Returns how many of them had to write a report.
     fn tell(&mut self, nodes: impl Iterator<Item = usize>) -> usize {
-        let (snapshot, plan) = self.plan();
+        let plan = self.plan();
+        let policies = &self.decision.objects().policies;
         let holder = plan.assigned.assignment.nodes.values().next().cloned();
         let held: BTreeSet<IpAddr> = plan.assigned.gateways.owners.keys().copied().collect();
-        let meanings = self
-            .index
-            .meanings(&snapshot.policies, &plan.policies, |_| true);
+        let meanings = self.index.meanings(policies, &plan.policies, |_| true);
         let mut told = Vec::new();
         for number in nodes {
             let name: NodeName = node(number).parse().unwrap();
