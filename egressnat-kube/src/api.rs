@@ -17,6 +17,7 @@ use crate::field_manager::{FieldManager, StatusApplied};
 use crate::object::{Object, ObjectKey};
 use crate::store::{ObjectStore, StoreError, Watch, WatchRequest};
 
+mod connection;
 mod failure;
 mod joined;
 mod page;
@@ -116,11 +117,8 @@ impl ApiStore {
         Self::from_config(config)
     }
 
-    fn from_config(mut config: Config) -> Result<Self, ConnectError> {
-        config.connect_timeout = Some(REQUEST);
-        // Who asks knows when to ask again.
-        config.default_retry = false;
-        let client = Client::try_from(config).map_err(|source| ConnectError::Client {
+    fn from_config(config: Config) -> Result<Self, ConnectError> {
+        let client = connection::client(config).map_err(|source| ConnectError::Client {
             source: Box::new(source),
         })?;
         Ok(Self { client })
