@@ -23,8 +23,9 @@ use egressnat_kube::{
 };
 use ipnet::IpNet;
 use tokio::signal::unix::{SignalKind, signal};
-use tracing_subscriber::EnvFilter;
-use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 /// Steers and translates the egress traffic of one node.
 #[derive(Parser)]
@@ -212,14 +213,12 @@ impl NodeDataplane for Kernel {
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
-    tracing_subscriber::fmt()
-        .with_env_filter(
-            EnvFilter::builder()
-                .with_default_directive(LevelFilter::INFO.into())
-                .from_env_lossy(),
-        )
+    let log = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
+        .with_ansi(std::io::stderr().is_terminal());
+    tracing_subscriber::registry()
+        .with(log)
+        .with(log_filter())
         .init();
     match arguments.command {
         Some(Command::Cleanup(host)) => return clean_up(host).await,
@@ -231,6 +230,16 @@ async fn main() -> anyhow::Result<()> {
     tokio::select! {
         outcome = run(arguments.run) => outcome,
         _ = terminate.recv() => Ok(()),
+    }
+}
+
+/// What is logged: what `RUST_LOG` says, such as `warn` or `info,egressnat_kube=debug`; everything from `info` on where it says nothing.
+fn log_filter() -> Targets {
+    let told = std::env::var("RUST_LOG").ok();
+    let told: Targets = told.and_then(|text| text.parse().ok()).unwrap_or_default();
+    match told.default_level() {
+        Some(_) => told,
+        None => told.with_default(LevelFilter::INFO),
     }
 }
 

@@ -12,8 +12,9 @@ use egressnat_kube::{
 };
 use ipnet::IpNet;
 use tokio::signal::unix::{SignalKind, signal};
-use tracing_subscriber::EnvFilter;
-use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 /// Assigns floating IPs to nodes, and tells status and events.
 #[derive(Parser)]
@@ -40,14 +41,12 @@ struct Arguments {
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
-    tracing_subscriber::fmt()
-        .with_env_filter(
-            EnvFilter::builder()
-                .with_default_directive(LevelFilter::INFO.into())
-                .from_env_lossy(),
-        )
+    let log = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
+        .with_ansi(std::io::stderr().is_terminal());
+    tracing_subscriber::registry()
+        .with(log)
+        .with(log_filter())
         .init();
     let stop = stop()?;
     let mut config = ControllerConfig {
@@ -72,6 +71,16 @@ async fn main() -> anyhow::Result<()> {
     run_controller_until(store, config, stop)
         .await
         .context("the controller stopped")
+}
+
+/// What is logged: what `RUST_LOG` says, such as `warn` or `info,egressnat_kube=debug`; everything from `info` on where it says nothing.
+fn log_filter() -> Targets {
+    let told = std::env::var("RUST_LOG").ok();
+    let told: Targets = told.and_then(|text| text.parse().ok()).unwrap_or_default();
+    match told.default_level() {
+        Some(_) => told,
+        None => told.with_default(LevelFilter::INFO),
+    }
 }
 
 /// Waits until somebody wants this process to end.
