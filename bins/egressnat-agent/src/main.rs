@@ -1,6 +1,7 @@
 //! The agent: makes its node's plan real in the kernel.
 
 mod counters;
+mod memory;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::IsTerminal;
@@ -212,6 +213,7 @@ impl NodeDataplane for Kernel {
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> anyhow::Result<()> {
+    memory::configure();
     let arguments = Arguments::parse();
     let log = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
@@ -229,6 +231,7 @@ async fn main() -> anyhow::Result<()> {
     // As the first process of a container it would not end by the signal alone. The kernel is left as it is.
     tokio::select! {
         outcome = run(arguments.run) => outcome,
+        () = memory::give_back() => Ok(()),
         _ = terminate.recv() => Ok(()),
     }
 }
