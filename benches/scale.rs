@@ -2,12 +2,13 @@
 //!
 //! ```text
 //! export KUBEBUILDER_ASSETS=$(hack/kube-apiserver.sh)
-//! cargo build --release -p egressnat-controller -p egressnat-benches
-//! target/release/scale --nodes 1000 --pods 100000 --policies 1000
+//! cargo build --release -p egressnat-agent -p egressnat-controller -p egressnat-benches
+//! target/release/scale --nodes 1000 --pods 100000 --policies 1000 --whole-agent
 //! ```
 //!
 //! Budgets: the controller 50 MB, an agent with 250 pods 20 MB; at rest no requests but renewals of leases. The agent is its loop with a packet
-//! path that does nothing: what the kernel's side costs is measured elsewhere. Other nodes have no agents, which would be as many renewals a second.
+//! path that does nothing; with `--whole-agent`, which needs root, the program that ships comes after it, with everything, in a network namespace with
+//! the interfaces of its pods, and holds all floating IPs. Other nodes have no agents, which would be as many renewals a second.
 //! An edit of a policy is the worst there is: every policy selects every pod, so that the node's report, which tells all of them, is written anew.
 #![expect(clippy::print_stdout, reason = "this is what it is for")]
 
@@ -15,10 +16,12 @@
 mod cluster;
 #[path = "scale/measured.rs"]
 mod measured;
+#[path = "scale/node.rs"]
+mod node;
 
 use std::collections::BTreeSet;
 use std::future::pending;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -32,6 +35,7 @@ use ipnet::IpNet;
 
 use cluster::Cluster;
 use measured::{Process, requests};
+use node::Node;
 
 /// The node that has an agent.
 const NODE: &str = "node-0";
@@ -56,6 +60,9 @@ struct Arguments {
     local_pods: usize,
     #[arg(long, default_value_t = 1_000)]
     policies: usize,
+    /// Afterwards the same with the whole agent.
+    #[arg(long)]
+    whole_agent: bool,
     /// Be the agent's loop.
     #[arg(long, hide = true)]
     agent: Option<PathBuf>,
@@ -138,6 +145,11 @@ fn main() -> Result<()> {
     if let Some(kubeconfig) = arguments.agent {
         return be_agent(kubeconfig);
     }
+    // While there is one thread.
+    let node = arguments
+        .whole_agent
+        .then(|| Node::enter(arguments.local_pods))
+        .transpose()?;
     let cluster = Cluster::start()?;
     let start = Instant::now();
     cluster.fill(&arguments)?;
@@ -149,7 +161,7 @@ fn main() -> Result<()> {
     let agent = Running::start(
         Command::new(&own)
             .arg("--agent")
-            .arg(agent_config)
+            .arg(&agent_config)
             .stdout(std::fs::File::create(&plans)?),
     )?;
     let last_plan = || -> Result<String> {
@@ -218,5 +230,45 @@ fn main() -> Result<()> {
     );
     println!("agent: {}", agent.process().cost()?);
     println!("controller: {}", controller.process().cost()?);
+    let Some(node) = node else { return Ok(()) };
+    drop(agent);
+    measure_whole(&cluster, &node, &agent_config, &own, arguments.local_pods)
+}
+
+/// The program that ships, at rest and after edits.
+fn measure_whole(
+    cluster: &Cluster,
+    node: &Node,
+    kubeconfig: &Path,
+    own: &Path,
+    pods: usize,
+) -> Result<()> {
+    let log = cluster.directory().join("agent.log");
+    let agent = Running::start(
+        Command::new(own.with_file_name("egressnat-agent"))
+            .arg("--kubeconfig")
+            .arg(kubeconfig)
+            .args(["--node", NODE, "--uplink", node::UPLINK, "--bpffs"])
+            .arg(node.bpffs.path())
+            .env("RUST_LOG", "info")
+            .stderr(std::fs::File::create(&log)?),
+    )?;
+    let holds = format!("pods={pods} floating_ips={{{}", cluster::FIRST_FLOATING);
+    let time = until("the whole agent's floating IPs", || {
+        Ok(std::fs::read_to_string(&log)?.contains(&holds))
+    })?;
+    println!(
+        "whole agent: holds floating IPs after {time:.2?}: {}",
+        agent.process().cost()?
+    );
+    std::thread::sleep(REST);
+    println!("whole agent, {REST:?} later: {}", agent.process().cost()?);
+    for round in 0..EDITS {
+        cluster.edit_policy(0, EDITS + round)?;
+        std::thread::sleep(Duration::from_millis(500));
+    }
+    println!("whole agent after edits: {}", agent.process().cost()?);
+    std::thread::sleep(REST);
+    println!("whole agent, {REST:?} later: {}", agent.process().cost()?);
     Ok(())
 }

@@ -114,7 +114,7 @@ impl Cluster {
                 "/api/v1/namespaces/tenant-{}/pods/pod-{pod}/status",
                 pod % NAMESPACES
             );
-            let address = Ipv4Addr::from(0x0a0a_0000 + pod as u32 + 2).to_string();
+            let address = pod_address(pod).to_string();
             let status = json!({"phase": "Running", "podIP": address, "podIPs": [{"ip": address}]});
             let patch = json!({ "status": status });
             let request =
@@ -185,11 +185,19 @@ impl Cluster {
     }
 }
 
+/// The first of the floating IPs.
+pub(crate) const FIRST_FLOATING: Ipv4Addr = Ipv4Addr::new(192, 168, 128, 0);
+
 /// How many floating IPs there are.
 const FLOATING: usize = 100;
 
+/// The address of a node.
+pub(crate) fn address_of(n: usize) -> Ipv4Addr {
+    Ipv4Addr::from(u32::from(SEGMENT.addr()) + 256 + n as u32)
+}
+
 fn node(n: usize) -> Value {
-    let address = Ipv4Addr::from(u32::from(SEGMENT.addr()) + 256 + n as u32).to_string();
+    let address = address_of(n).to_string();
     json!({
         "apiVersion": "v1", "kind": "Node", "metadata": {"name": format!("node-{n}")},
         "status": {"addresses": [{"type": "InternalIP", "address": address}]},
@@ -199,6 +207,11 @@ fn node(n: usize) -> Value {
 fn namespace(n: usize) -> Value {
     let name = format!("tenant-{n}");
     json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": {"tenant": name}}})
+}
+
+/// The address of a pod of the node that has an agent.
+pub(crate) fn pod_address(n: usize) -> Ipv4Addr {
+    Ipv4Addr::from(0x0a0a_0000 + n as u32 + 2)
 }
 
 /// The first ones are the agent's, all others on the other nodes.
@@ -217,7 +230,7 @@ fn pod_of(n: usize, arguments: &Arguments) -> Value {
 
 fn group() -> Value {
     let addresses: Vec<String> = (0..FLOATING)
-        .map(|n| Ipv4Addr::from(u32::from(SEGMENT.addr()) + 0x8000 + n as u32).to_string())
+        .map(|n| Ipv4Addr::from(u32::from(FIRST_FLOATING) + n as u32).to_string())
         .collect();
     json!({
         "apiVersion": "networking.gke.io/v1", "kind": "NetworkGatewayGroup",

@@ -27,7 +27,7 @@ impl Process {
         Ok(Duration::from_millis(ticks * 10))
     }
 
-    /// Memory at most, and processor time so far.
+    /// Memory, what of it is no text of programs and libraries, and processor time so far.
     pub(crate) fn cost(&self) -> Result<String> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.0))?;
         let line = |name: &str| {
@@ -36,9 +36,10 @@ impl Process {
             kilobytes.map_or(0.0, |kilobytes: f64| kilobytes / 1024.0)
         };
         Ok(format!(
-            "{:.1} MB at most, {:.1} MB now, {:.2?} CPU",
+            "{:.1} MB at most, {:.1} MB now, {:.1} MB of them its own, {:.2?} CPU",
             line("VmHWM:"),
             line("VmRSS:"),
+            line("RssAnon:"),
             self.cpu()?
         ))
     }
