@@ -1,11 +1,11 @@
 //! The Kubernetes side of egressnat: resources, the object store port, and the two loops.
 //!
 //! **Promise**: both loops are written against one small port, [`ObjectStore`]. They turn objects into the planner's
-//! snapshot, let `egressnat-core` decide, and write only what differs.
+//! events, let `egressnat-core` decide, and write only what differs.
 //!
 //! ```text
-//!  ObjectStore ──watch──► Index ──snapshot──► egressnat-core ──► status, events      (controller)
-//!                                                           └──► NodeDataplane       (agent)
+//!  ObjectStore ──watch──events──► egressnat-core ──► status, events      (controller)
+//!                                               └──► NodeDataplane       (agent)
 //! ```
 //!
 //! * [`Kind`], [`ObjectKey`], [`Object`]: objects of known kinds as JSON documents, so that nothing unknown is lost.
@@ -13,7 +13,7 @@
 //! * [`ObjectStore`]: the port; [`DirectoryStore`]: a directory of YAML files that implements it without a cluster.
 //! * `ApiStore`, with the feature `api`: the Kubernetes API behind the same port; [`Election`]: which of several controllers writes.
 //! * [`status`]: conditions and their reasons.
-//! * [`Index`]: objects to snapshot, synchronous and without I/O.
+//! * [`Index`]: objects to the planner's events, synchronous and without I/O.
 //! * `crd`, with the feature of that name: the resources as types for kube's client, and their CustomResourceDefinitions.
 //! * [`LocalPods`]: the pods of a node from the program that makes them, in place of the API's.
 //! * [`run_controller`], [`run_agent`]: the loops; [`NodeDataplane`]: what an embedder of the agent brings.
