@@ -235,14 +235,15 @@ impl ObjectStore for ApiStore {
         object: Object,
         manager: FieldManager,
     ) -> Result<StatusApplied, StoreError> {
-        let applied = applied(object, manager);
-        let key = applied.key();
-        let document = Patch::Apply(applied.value());
+        let key = &object.key().clone();
+        // A tenth of the document, which so is not in memory beside the answer.
+        let text = body(&applied(object, manager));
         let operation = || format!("change the status of {key}");
         let patch = async |parameters: PatchParams| {
             let request = of_key(key)
-                .patch_subresource("status", &key.name, &parameters, &document)
-                .map_err(|error| refused(operation(), &error))?;
+                .patch_subresource("status", &key.name, &parameters, &Patch::Apply(()))
+                .map_err(|error| refused(operation(), &error))?
+                .map(|_| text.clone());
             let sent = self.client.request::<Value>(request);
             match tokio::time::timeout(REQUEST, sent).await {
                 Ok(Ok(value)) => Ok(Ok(value)),
