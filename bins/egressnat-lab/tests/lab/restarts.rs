@@ -149,9 +149,10 @@ fn a_frozen_agent_counts_as_down_until_it_goes_on() {
     until_health("Up");
 }
 
-/// What it allocates: the program itself is twice as large unoptimized as it ships.
+/// What it allocates: the program itself is three times as large unoptimized as it ships. What the start needs for a moment, 17 MB for the
+/// kernel's type information above all, has been given back.
 #[test]
-fn an_agents_memory_stays_below_10_megabytes() {
+fn an_agents_memory_stays_below_6_megabytes() {
     let lab = TestLab::with_policy();
     for node in ["worker1", "worker2"] {
         let status =
@@ -163,6 +164,6 @@ fn an_agents_memory_stays_below_10_megabytes() {
         };
         let [resident, allocated] = [kilobytes("VmRSS:"), kilobytes("RssAnon:")];
         eprintln!("agent on {node}: {resident} kB resident, {allocated} kB of them its own");
-        assert!(allocated < 10_000, "{allocated} kB");
+        assert!(allocated < 6_000, "{allocated} kB");
     }
 }
