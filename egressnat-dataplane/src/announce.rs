@@ -4,13 +4,15 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::mem::size_of_val;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
 use thiserror::Error;
 use tokio::task::JoinHandle;
+
+use crate::neighbor_discovery::advertisement;
 
 /// No announcement can be sent.
 #[derive(Debug, Error)]
@@ -27,8 +29,8 @@ const DELAYS: [Duration; 5] = [
     Duration::from_millis(3000),
 ];
 
-/// Stands in the padding of what we send about an address that the cluster has, so that the other nodes know it for the
-/// cluster's.
+/// Stands in what we send about an address that the cluster has, so that the other nodes know it for the cluster's: in the padding of
+/// ARP packets, in an option of neighbor discovery.
 pub(crate) const TAG: &[u8] = b"egressnat";
 
 /// Announces addresses of one interface over one socket that stays open: opening one takes a thousand times as long as
@@ -130,47 +132,6 @@ fn frame(mac: [u8; 6], address: Ipv4Addr, form: Form) -> Vec<u8> {
     frame
 }
 
-/// A neighbor advertisement for all nodes of the link, of `address` by itself.
-fn advertisement(mac: [u8; 6], address: Ipv6Addr) -> Vec<u8> {
-    const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
-    const ALL_NODES_MAC: [u8; 6] = [0x33, 0x33, 0, 0, 0, 1];
-    const ICMPV6: u8 = libc::IPPROTO_ICMPV6 as u8;
-    // A router, as each node that forwards; not asked; and what neighbors have is overridden.
-    const ROUTER_AND_OVERRIDE: u8 = 0xa0;
-    let mut message = vec![136, 0, 0, 0, ROUTER_AND_OVERRIDE, 0, 0, 0];
-    message.extend(address.octets());
-    message.extend([2, 1]); // the target's link-layer address, in units of 8 bytes
-    message.extend(mac);
-    let length = message.len() as u8;
-
-    let mut pseudo_header = [address.octets(), ALL_NODES.octets()].concat();
-    pseudo_header.extend([0, 0, 0, length, 0, 0, 0, ICMPV6]);
-    let sum = checksum(&[pseudo_header, message.clone()].concat());
-    message[2..4].copy_from_slice(&sum.to_be_bytes());
-
-    let mut frame = Vec::with_capacity(86);
-    frame.extend(ALL_NODES_MAC);
-    frame.extend(mac);
-    frame.extend([0x86, 0xdd]); // EtherType IPv6
-    frame.extend([0x60, 0, 0, 0, 0, length, ICMPV6, 255]); // a router would have made the hop limit less
-    frame.extend(address.octets());
-    frame.extend(ALL_NODES.octets());
-    frame.extend(message);
-    frame
-}
-
-/// The checksum of the Internet (RFC 1071) over an even number of bytes.
-fn checksum(bytes: &[u8]) -> u16 {
-    let words = bytes.chunks_exact(2);
-    let mut sum: u32 = words
-        .map(|word| u32::from(u16::from_be_bytes([word[0], word[1]])))
-        .sum();
-    while sum > 0xffff {
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    !(sum as u16)
-}
-
 /// Sends one frame out of an interface.
 pub(crate) fn send(socket: &OwnedFd, ifindex: u32, frame: &[u8]) -> io::Result<()> {
     // SAFETY: all-zero is a valid sockaddr_ll.
@@ -211,21 +172,5 @@ mod tests {
         assert_eq!(frame[20..22], [0, 1]);
         assert_eq!(frame[28..32], [192, 168, 1, 100]);
         assert_eq!(frame[38..42], [192, 168, 1, 100]);
-    }
-
-    #[test]
-    fn an_advertisement_overrides_and_its_checksum_is_right() {
-        let mac = [2, 0, 0, 0, 0, 1];
-        let address: Ipv6Addr = "fd00::100".parse().unwrap();
-        let frame = advertisement(mac, address);
-        assert_eq!(frame.len(), 86);
-        assert_eq!(frame[22..38], address.octets());
-        assert_eq!(frame[54..56], [136, 0]);
-        assert_eq!(frame[58] & 0x20, 0x20, "override");
-        assert_eq!(frame[62..78], address.octets());
-        assert_eq!(frame[80..], mac);
-        // Over pseudo-header and message with its checksum the sum is 0.
-        let pseudo_header = [&frame[22..54], &[0, 0, 0, 32, 0, 0, 0, 58]].concat();
-        assert_eq!(checksum(&[&pseudo_header, &frame[54..]].concat()), 0);
     }
 }

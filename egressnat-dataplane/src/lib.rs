@@ -56,6 +56,7 @@ mod leftovers;
 mod lock;
 mod maps;
 mod mark;
+mod neighbor_discovery;
 mod netfilter;
 mod network;
 mod nft;

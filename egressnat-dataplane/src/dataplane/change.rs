@@ -45,7 +45,8 @@ impl Dataplane {
             let contested = self.ask_for(&addresses, report, findings).await;
             let (taken, free): (Vec<IpAddr>, Vec<IpAddr>) =
                 addresses.iter().partition(|ip| contested.contains(ip));
-            undone.extend(self.add_addresses(&free, desired, report).await);
+            let left = self.add_addresses(&free, desired, report, findings).await;
+            undone.extend(left);
             undone.extend(taken.into_iter().map(Change::AddAddress));
         }
         undone

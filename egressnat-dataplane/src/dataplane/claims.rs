@@ -1,7 +1,7 @@
 //! Floating IPs that other hosts have or claim.
 
-use std::collections::BTreeSet;
-use std::net::{IpAddr, Ipv4Addr};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use egressnat_core::{Failure, Report};
 
@@ -9,8 +9,7 @@ use super::{Dataplane, fail};
 use crate::probe::Mac;
 
 impl Dataplane {
-    /// Asks the network for the IPv4 addresses that are about to be taken, all at once, and gives those that another host has.
-    /// Addresses of IPv6 are taken without asking.
+    /// Asks the network for the addresses that are about to be taken, all at once, and gives those that another host has.
     pub(super) async fn ask_for(
         &mut self,
         addresses: &[IpAddr],
@@ -19,7 +18,7 @@ impl Dataplane {
     ) -> BTreeSet<IpAddr> {
         // One that is on the uplink already is only to be announced.
         let is_new = |address: &IpAddr| !self.kept.addresses.contains(address);
-        let wanted = only_ipv4(addresses.iter().copied().filter(is_new));
+        let wanted: BTreeSet<IpAddr> = addresses.iter().copied().filter(is_new).collect();
         if wanted.is_empty() {
             return BTreeSet::new();
         }
@@ -36,10 +35,28 @@ impl Dataplane {
             .copied()
             .collect();
         let settings = self.config.probes;
-        let last_holder = |address: Ipv4Addr| neighbors.get(&IpAddr::V4(address)).copied();
+        let last_holder = |address: IpAddr| neighbors.get(&address).copied();
         let is_node = |mac: Mac| nodes.contains(&mac);
         let taken = self.prober.probe(&wanted, settings, last_holder, is_node);
         let taken = taken.await;
+        self.tell_taken(taken, findings)
+    }
+
+    /// Gives those of `addresses` that another host was about to take since they were asked for.
+    pub(super) fn contested(
+        &mut self,
+        addresses: &[IpAddr],
+        findings: &mut Vec<Failure>,
+    ) -> BTreeSet<IpAddr> {
+        let contested = self.prober.contested(addresses);
+        self.tell_taken(contested, findings)
+    }
+
+    fn tell_taken(
+        &self,
+        taken: BTreeMap<IpAddr, Mac>,
+        findings: &mut Vec<Failure>,
+    ) -> BTreeSet<IpAddr> {
         findings.extend(taken.iter().map(|(address, mac)| Failure {
             object: format!("floating IP {address}"),
             message: format!(
@@ -47,7 +64,7 @@ impl Dataplane {
                 self.uplink.name
             ),
         }));
-        taken.into_keys().map(IpAddr::V4).collect()
+        taken.into_keys().collect()
     }
 
     /// Listens for the addresses that count now, and tells who claims one that is held here. It is not given up for that, nor
@@ -57,8 +74,7 @@ impl Dataplane {
         held: &BTreeSet<IpAddr>,
         needed: BTreeSet<IpAddr>,
     ) -> Vec<Failure> {
-        let held = only_ipv4(held.iter().copied());
-        self.prober.listen_for(held, only_ipv4(needed));
+        self.prober.listen_for(held.clone(), needed);
         let claims = self.prober.claims().into_iter();
         let told = claims.map(|(address, mac)| Failure {
             object: format!("floating IP {address}"),
@@ -69,12 +85,4 @@ impl Dataplane {
         });
         told.collect()
     }
-}
-
-fn only_ipv4(addresses: impl IntoIterator<Item = IpAddr>) -> BTreeSet<Ipv4Addr> {
-    let ipv4 = addresses.into_iter().filter_map(|address| match address {
-        IpAddr::V4(address) => Some(address),
-        IpAddr::V6(_) => None,
-    });
-    ipv4.collect()
 }

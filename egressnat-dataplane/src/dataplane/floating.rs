@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use egressnat_core::gateway::EgressId;
-use egressnat_core::{Change, NodePlan, Report};
+use egressnat_core::{Change, Failure, NodePlan, Report};
 
 use super::{Dataplane, ObserveError, fail};
 use crate::config::FloatingIpUse;
@@ -185,6 +185,7 @@ impl Dataplane {
         addresses: &[IpAddr],
         desired: &NodePlan,
         report: &mut Report,
+        findings: &mut Vec<Failure>,
     ) -> BTreeSet<Change> {
         let mut work = Work::new(Change::AddAddress, report);
         let is_translated = |address: &IpAddr| self.kept.is_translated(&self.egress, *address);
@@ -216,15 +217,18 @@ impl Dataplane {
             }
         }
         let is_there = |address: &IpAddr| self.kept.addresses.contains(address);
-        let (there, missing): (Vec<IpAddr>, Vec<IpAddr>) = ready.into_iter().partition(is_there);
+        let (there, mut missing): (Vec<IpAddr>, Vec<IpAddr>) =
+            ready.into_iter().partition(is_there);
+        let contested = self.contested(&missing, findings);
+        missing.retain(|address| !contested.contains(address));
+        let contested = contested.into_iter();
+        work.undone.extend(contested.map(Change::AddAddress));
         let added = self.network.add_floating_ips(&self.uplink, &missing).await;
         let added = work.take(added);
         self.kept.addresses.extend(&added);
         let here: Vec<IpAddr> = there.into_iter().chain(added).collect();
         for address in &here {
-            if let IpAddr::V4(address) = address {
-                self.prober.hold(*address);
-            }
+            self.prober.hold(*address);
             self.announcer.announce(*address);
         }
         for address in &here {
@@ -311,9 +315,7 @@ impl Dataplane {
         }
         let gone = addresses.iter();
         for address in gone.filter(|address| !self.kept.addresses.contains(address)) {
-            if let IpAddr::V4(address) = address {
-                self.prober.let_go(*address);
-            }
+            self.prober.let_go(*address);
         }
         work.report.changes += addresses.len() - work.undone.len();
         work.undone

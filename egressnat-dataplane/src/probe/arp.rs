@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 
-use super::Mac;
+use super::{Mac, Purpose};
 use crate::announce::TAG;
 
 /// Bytes of an Ethernet header and an ARP packet.
@@ -38,20 +38,6 @@ impl Arp {
             is_of_cluster,
         })
     }
-
-    /// Whether the sender asks before it takes the address: it does not say that it has it.
-    pub(super) fn is_probe(&self) -> bool {
-        self.sender.is_unspecified()
-    }
-}
-
-/// Why an address is asked for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Purpose {
-    /// It is about to be taken.
-    Take,
-    /// It was given up: nobody needs to answer, and the cluster's other nodes hear of it.
-    GiveUp,
 }
 
 /// The frame that asks for an address without claiming one (RFC 5227, section 2.1.1), padded to the smallest frame.
@@ -82,7 +68,7 @@ mod tests {
         for (purpose, is_of_cluster) in [(Purpose::Take, false), (Purpose::GiveUp, true)] {
             let packet = Arp::parse(&probe(mac, address, purpose)).unwrap();
             assert_eq!((packet.sender_mac, packet.target), (mac, address));
-            assert!(packet.is_probe());
+            assert!(packet.sender.is_unspecified());
             assert_eq!(packet.is_of_cluster, is_of_cluster);
         }
         let frame = probe(mac, address, Purpose::Take);

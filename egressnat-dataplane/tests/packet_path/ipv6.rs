@@ -3,6 +3,7 @@
 mod nodes;
 mod ours;
 mod policies;
+mod probe;
 mod unprivileged;
 
 use std::collections::BTreeSet;
@@ -149,7 +150,7 @@ impl Network {
     }
 
     /// Counts IPv6 packets that come into `out` and match, under a name.
-    fn count6(&self, counter: &str, matches: &str) {
+    pub(crate) fn count6(&self, counter: &str, matches: &str) {
         for command in [
             "add table ip6 watch".to_owned(),
             "add chain ip6 watch in { type filter hook prerouting priority -400 ; }".to_owned(),
@@ -160,7 +161,7 @@ impl Network {
         }
     }
 
-    fn counted6(&self, counter: &str) -> u64 {
+    pub(crate) fn counted6(&self, counter: &str) -> u64 {
         self.counted_in("out", "ip6 watch", counter)
     }
 
