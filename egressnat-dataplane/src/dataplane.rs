@@ -406,7 +406,7 @@ impl Dataplane {
     fn forget(&mut self, pods: &BTreeSet<IpAddr>, plan: &NodePlan) -> Result<usize, ObserveError> {
         let owner = self.nft.lock();
         forget_stale(pods, plan, |family, answers| {
-            Forgotten::expect(&owner, family, answers).map_err(ObserveError::from)
+            Forgotten::expect(&owner, &self.ruleset(family), answers).map_err(ObserveError::from)
         })
     }
 

@@ -166,8 +166,8 @@ pub(super) fn set_source(family: Family) -> Expr {
 /// `NFT_PAYLOAD_L4CSUM_PSEUDOHDR` (`linux/netfilter/nf_tables.h`).
 const PSEUDO_HEADER: u32 = 1;
 
-/// `icmpv6 type`
-pub(super) fn icmpv6_type() -> Expr {
+/// `icmp type`, `icmpv6 type`
+pub(super) fn icmp_type() -> Expr {
     load_payload(libc::NFT_PAYLOAD_TRANSPORT_HEADER, 0, 1)
 }
 
@@ -269,14 +269,14 @@ pub(super) fn ct_reply_source(family: Family) -> Expr {
     load_ct_of(ct_source_key(family), CT_DIRECTION_REPLY)
 }
 
-/// `ct original proto-src`: the port of who opened a flow.
-pub(super) fn ct_original_port() -> Expr {
-    load_ct_of(libc::NFT_CT_PROTO_SRC, CT_DIRECTION_ORIGINAL)
+/// `ct reply proto-src`: the port of who answers.
+pub(super) fn ct_reply_source_port() -> Expr {
+    load_ct_of(libc::NFT_CT_PROTO_SRC, CT_DIRECTION_REPLY)
 }
 
-/// `ct reply proto-src`: the port of who answers.
-pub(super) fn ct_reply_port() -> Expr {
-    load_ct_of(libc::NFT_CT_PROTO_SRC, CT_DIRECTION_REPLY)
+/// `ct reply proto-dst`: the port that is answered.
+pub(super) fn ct_reply_destination_port() -> Expr {
+    load_ct_of(libc::NFT_CT_PROTO_DST, CT_DIRECTION_REPLY)
 }
 
 fn ct_source_key(family: Family) -> i32 {

@@ -272,7 +272,7 @@ pub(super) fn add_inbound(family: Family, chain: &Chain<'_>, batch: &mut Batch) 
         let mut exprs = vec![
             expr::protocol(),
             expr::is(&[libc::IPPROTO_ICMPV6 as u8]),
-            expr::icmpv6_type(),
+            expr::icmp_type(),
             expr::is(&[SOLICITATION]),
         ];
         exprs.extend(expired(expr::neighbor(), counter()));

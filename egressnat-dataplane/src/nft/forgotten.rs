@@ -3,7 +3,13 @@
 //! Would an answer come before that packet and be tracked, it would begin a connection from outside, and all that the pod sends in it would
 //! pass for answers: neither steered nor translated (E14). So it is not tracked, and stays expected for as long as answers come.
 //!
-//! Two chains do that. They are there only while answers are expected, as each packet of the node has to pass them.
+//! Where the pod is seen by another address from now on, these are no answers to what it sends then. A server that goes on with them is
+//! listened to as before, beside the new flow.
+//!
+//! What the pod refuses of that, or ends, begins no flow either: conntrack calls it invalid, and source NAT is not asked about it. It goes
+//! nowhere.
+//!
+//! Three chains do that. They are there only while answers are expected, as each packet of the node has to pass them.
 
 use std::ffi::CStr;
 use std::time::Duration;
@@ -14,11 +20,12 @@ use super::batch::NftError;
 use super::expr::{self, Expr, rule};
 use super::owner::Owner;
 use super::query;
-use super::ruleset::{AFTER_SRCNAT, RAW, TABLE, base_chain};
+use super::ruleset::{AFTER_SRCNAT, RAW, Ruleset, TABLE, base_chain};
 use super::set::{Answer, Change, Elements, SetName, WORD};
 use crate::family::Family;
 
 const ANSWERS: &CStr = c"answers";
+const ASTRAY: &CStr = c"astray";
 const BEGUN_ANEW: &CStr = c"begun_anew";
 
 /// How long an answer is expected after the one before: longer than a stream of UDP is tracked without a packet (2 minutes).
@@ -26,23 +33,26 @@ const EXPECTED: Duration = Duration::from_secs(180);
 
 /// `ct status confirmed`: not the first packet of a flow.
 const CT_STATUS_CONFIRMED: u32 = 1 << 3;
+/// `ct state invalid`: of no flow, and the first packet of none.
+const CT_INVALID: u32 = 1;
 
 /// What tables have besides the chains that are declared for them.
-pub(super) const CHAINS: [&CStr; 2] = [ANSWERS, BEGUN_ANEW];
+pub(super) const CHAINS: [&CStr; 3] = [ANSWERS, ASTRAY, BEGUN_ANEW];
 
 /// The set `forgotten` with its chains.
 pub(crate) struct Forgotten;
 
 impl Forgotten {
-    /// Leaves answers of a family untracked from now on, each until its flow has begun anew.
+    /// Leaves answers of the table's family untracked from now on, each until its flow has begun anew.
     pub(crate) fn expect(
         owner: &Owner,
-        family: Family,
+        ruleset: &Ruleset,
         answers: &[Answer],
     ) -> Result<(), NftError> {
+        let family = ruleset.family();
         let mut batch = Batch::new();
         if !Self::is_expecting(family)? {
-            add_chains(family, &mut batch);
+            add_chains(ruleset, &mut batch);
         }
         let none = Elements::of(family, SetName::Forgotten);
         let expected = |elements: Elements, answer| elements.answer_for(answer, EXPECTED);
@@ -75,29 +85,17 @@ impl Forgotten {
     }
 }
 
-fn add_chains(family: Family, batch: &mut Batch) {
+fn add_chains(ruleset: &Ruleset, batch: &mut Batch) {
+    let family = ruleset.family();
     let forgotten = SetName::Forgotten.as_cstr();
-    let address = match family {
-        Family::Ipv4 => 4,
-        Family::Ipv6 => 16,
-    };
-    let key = |fields: [Expr; 5]| {
-        let lengths = [address, address, WORD, WORD, WORD];
-        expr::concatenated(fields.into_iter().zip(lengths).collect())
-    };
     let table = Table::new(TABLE, family.into());
     let base = |name, hook, priority, batch: &mut Batch| {
         base_chain(name, &table, ChainType::Filter, hook, priority, batch)
     };
     let answers = base(ANSWERS, Hook::PreRouting, RAW, batch);
-    let mut exprs: Vec<Expr> = key([
-        expr::source(family),
-        expr::destination(family),
-        expr::protocol(),
-        expr::source_port(),
-        expr::destination_port(),
-    ])
-    .collect();
+    let (from, to) = (expr::source(family), expr::destination(family));
+    let ports = [expr::source_port(), expr::destination_port()];
+    let mut exprs = key(family, [from, to], ports);
     exprs.extend([
         expr::is_in(forgotten),
         expr::update(forgotten, EXPECTED),
@@ -106,6 +104,29 @@ fn add_chains(family: Family, batch: &mut Batch) {
     let comment = c"the flow was forgotten, and the pod has sent nothing since";
     batch.add(&rule(&answers, comment, &exprs), MsgType::Add);
 
+    // While there is a mark.
+    let astray = base(ASTRAY, Hook::PostRouting, AFTER_SRCNAT - 1, batch);
+    for (exprs, comment) in [
+        (
+            of_forgotten(family),
+            c"of a flow that was forgotten, and begins none",
+        ),
+        (
+            refusal(family),
+            c"an error about what belongs to no flow: nobody translates it",
+        ),
+    ] {
+        let mut all = Vec::from(ruleset.is_left_to_node());
+        all.extend([
+            expr::ct_state(),
+            expr::and(CT_INVALID),
+            expr::is_not(&0u32.to_ne_bytes()),
+        ]);
+        all.extend(exprs);
+        all.extend([expr::counter(), expr::drop_packet()]);
+        batch.add(&rule(&astray, comment, &all), MsgType::Add);
+    }
+
     let begun = base(BEGUN_ANEW, Hook::PostRouting, AFTER_SRCNAT + 1, batch);
     // Not of a flow that is about to be forgotten.
     let mut exprs = vec![
@@ -113,14 +134,54 @@ fn add_chains(family: Family, batch: &mut Batch) {
         expr::and(CT_STATUS_CONFIRMED),
         expr::is(&0u32.to_ne_bytes()),
     ];
-    exprs.extend(key([
+    let addresses = [
         expr::ct_reply_source(family),
-        expr::ct_original_source(family),
-        expr::protocol(),
-        expr::ct_reply_port(),
-        expr::ct_original_port(),
-    ]));
+        expr::ct_reply_destination(family),
+    ];
+    let ports = [
+        expr::ct_reply_source_port(),
+        expr::ct_reply_destination_port(),
+    ];
+    exprs.extend(key(family, addresses, ports));
     exprs.push(expr::delete(forgotten));
     let comment = c"the pod has sent: answers belong to the new flow";
     batch.add(&rule(&begun, comment, &exprs), MsgType::Add);
+}
+
+/// Loads what the set has: who answers whom, over what, from which port to which.
+fn key(family: Family, [from, to]: [Expr; 2], [from_port, to_port]: [Expr; 2]) -> Vec<Expr> {
+    let address = u32::from(family.width()) / 8;
+    let parts = vec![
+        (from, address),
+        (to, address),
+        (expr::protocol(), WORD),
+        (from_port, WORD),
+        (to_port, WORD),
+    ];
+    expr::concatenated(parts).collect()
+}
+
+/// Matches what a pod sends to who is expected to answer.
+fn of_forgotten(family: Family) -> Vec<Expr> {
+    let (from, to) = (expr::destination(family), expr::source(family));
+    let ports = [expr::destination_port(), expr::source_port()];
+    let mut exprs = key(family, [from, to], ports);
+    exprs.push(expr::is_in(SetName::Forgotten.as_cstr()));
+    exprs
+}
+
+/// Matches errors of a pod that nothing listens there, to outside of the cluster.
+fn refusal(family: Family) -> Vec<Expr> {
+    let (protocol, unreachable) = match family {
+        Family::Ipv4 => (libc::IPPROTO_ICMP, 3),
+        Family::Ipv6 => (libc::IPPROTO_ICMPV6, 1),
+    };
+    vec![
+        expr::protocol(),
+        expr::is(&[protocol as u8]),
+        expr::icmp_type(),
+        expr::is(&[unreachable]),
+        expr::destination(family),
+        expr::is_not_in(SetName::InternalRanges.as_cstr()),
+    ]
 }

@@ -51,6 +51,10 @@ impl Ruleset {
         }
     }
 
+    pub(super) fn family(&self) -> Family {
+        self.family
+    }
+
     /// What the table of a family is called in nftables' own words.
     pub(crate) fn name(family: Family) -> &'static str {
         match family {

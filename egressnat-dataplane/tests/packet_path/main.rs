@@ -8,6 +8,7 @@
 )]
 
 mod alone;
+mod answers;
 mod bridge;
 mod burst;
 mod chaos;

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use egressnat_core::model::*;
@@ -189,15 +189,23 @@ impl Network {
         name: &str,
         run: impl FnOnce() -> T + Send + 'static,
     ) -> T {
-        let file = File::open(format!("/run/netns/{}", self.namespace(name))).unwrap();
-        let thread = thread::spawn(move || {
-            nix::sched::setns(file, nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
-            run()
-        });
-        match thread.join() {
+        match self.start(name, run).join() {
             Ok(value) => value,
             Err(panic) => std::panic::resume_unwind(panic),
         }
+    }
+
+    /// The same without waiting for its end.
+    pub(crate) fn start<T: Send + 'static>(
+        &self,
+        name: &str,
+        run: impl FnOnce() -> T + Send + 'static,
+    ) -> JoinHandle<T> {
+        let file = File::open(format!("/run/netns/{}", self.namespace(name))).unwrap();
+        thread::spawn(move || {
+            nix::sched::setns(file, nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+            run()
+        })
     }
 
     /// TCP and UDP servers on port 80 of an address of a namespace that tell each client its address.

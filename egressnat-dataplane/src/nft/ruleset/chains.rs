@@ -299,7 +299,7 @@ impl Ruleset {
     }
 
     /// Matches packets of known pods that no policy decides.
-    fn is_left_to_node(&self) -> [Expr; 3] {
+    pub(in crate::nft) fn is_left_to_node(&self) -> [Expr; 3] {
         let bits = self.mark.left_to_node();
         [
             expr::mark(),
