@@ -55,7 +55,7 @@ impl Network {
         let protocol = AddressProtocol::from(ADDRESS_PROTOCOL);
         attributes.push(AddressAttribute::Protocol(protocol));
         if address.is_ipv6() {
-            // Usable at once: who had it before has given it away, and a second without it is a second without traffic.
+            // Usable at once: we have asked who has it, and a second without it is a second without traffic.
             // Without a host route, by which we know the interfaces of pods.
             attributes.push(AddressAttribute::Flags(
                 AddressFlags::Nodad | AddressFlags::Noprefixroute,
