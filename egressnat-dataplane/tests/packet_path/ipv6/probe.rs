@@ -1,7 +1,7 @@
 //! Who else has a floating IP of IPv6: asked before it is taken, listened for while it is held.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Barrier, mpsc};
+use std::sync::{Arc, mpsc};
 use std::thread;
 
 use egressnat_core::Report;
@@ -52,11 +52,6 @@ impl Network {
     fn has_address6(&self, name: &str) -> bool {
         self.ip(name, "addr show dev eth0").contains(FLOATING6)
     }
-
-    fn mac_of(&self, name: &str) -> String {
-        let mac = self.exec(name, "cat /sys/class/net/eth0/address");
-        mac.trim().to_owned()
-    }
 }
 
 #[test]
@@ -68,11 +63,11 @@ fn an_address_of_ipv6_that_another_host_has_is_not_taken_until_that_lets_go() {
         "joined",
         &format!(
             "ether saddr {} icmpv6 type mld2-listener-report @th,96,128 0xff0200000000000000000001ff000100",
-            network.mac_of("n1")
+            network.mac("n1")
         ),
     );
     let report = network.apply("n1", holding("n1"));
-    assert!(told(&report).contains(&network.mac_of("out")), "{report:?}");
+    assert!(told(&report).contains(&network.mac("out")), "{report:?}");
     eventually(true, || network.counted6("joined") > 0);
     assert!(!network.has_address6("n1"));
     assert_eq!(report.floating_ips, [].into());
@@ -96,7 +91,7 @@ fn an_address_of_ipv6_that_its_old_holder_still_has_is_waited_for_e33() {
     network.apply_both("n1");
     // Never given up: not taken, and told.
     let report = network.apply("n2", holding("n2"));
-    assert!(told(&report).contains(&network.mac_of("n1")), "{report:?}");
+    assert!(told(&report).contains(&network.mac("n1")), "{report:?}");
     assert!(!network.has_address6("n2"));
 
     // Given up while the new holder asks.
@@ -121,7 +116,7 @@ fn an_address_of_ipv6_that_its_old_holder_still_has_is_waited_for_e33() {
 #[test]
 fn who_claims_an_address_of_ipv6_that_is_held_is_told_and_the_address_is_kept() {
     let network = Network::dual_stack();
-    let mac = network.mac_of("out");
+    let mac = network.mac("out");
     let claim = network.outside("out", |run| {
         run(&format!("ip addr add {FLOATING6}/128 dev eth0 nodad"));
         // Whoever it talks to hears the address from it.
@@ -150,48 +145,9 @@ fn who_claims_an_address_of_ipv6_that_is_held_is_told_and_the_address_is_kept() 
 }
 
 #[test]
-fn of_two_nodes_that_ask_for_an_address_of_ipv6_at_the_same_moment_one_gets_it() {
+fn of_two_nodes_that_ask_for_an_address_of_ipv6_at_the_same_moment_one_gets_it_e33() {
     let network = Network::dual_stack();
-    let (start, is_over) = (Arc::new(Barrier::new(2)), Arc::new(AtomicBool::new(false)));
-    let ask = |node: &'static str| {
-        let (start, is_over) = (Arc::clone(&start), Arc::clone(&is_over));
-        network.open(node, async move |mut dataplane| {
-            assert!(dataplane.apply(&waiting(node)).await.is_complete());
-            start.wait();
-            let first = dataplane.apply(&holding(node)).await;
-            let mut last = first.clone();
-            while last.floating_ips.is_empty() && !is_over.load(Ordering::SeqCst) {
-                let wait = Duration::from_millis(100);
-                // Another node may be done.
-                if tokio::time::timeout(wait, dataplane.changed())
-                    .await
-                    .is_ok()
-                {
-                    last = dataplane.apply(&holding(node)).await;
-                }
-            }
-            if !last.floating_ips.is_empty() {
-                is_over.store(true, Ordering::SeqCst);
-            }
-            (first, last)
-        })
-    };
-    let [one, other] = thread::scope(|scope| {
-        let threads = ["n1", "n2"].map(|node| scope.spawn(move || ask(node)));
-        threads.map(|thread| thread.join().unwrap())
-    });
-    // Most of the time both find each other. On a busy machine one of them may be late, and finds that the other has it.
-    let contests = [(&one.0, "n2"), (&other.0, "n1")].map(|(first, other)| {
-        let is_told = !first.is_complete();
-        assert!(
-            !is_told || told(first).contains(&network.mac_of(other)),
-            "{first:?}"
-        );
-        is_told
-    });
-    assert!(contests.contains(&true), "{one:?} {other:?}");
-    let holders = [&one.1, &other.1].map(|last| !last.floating_ips.is_empty());
-    assert_ne!(holders[0], holders[1], "{one:?} {other:?}");
+    let holders = network.ask_at_the_same_moment(holding);
     assert_eq!(["n1", "n2"].map(|node| network.has_address6(node)), holders);
 }
 
@@ -218,7 +174,7 @@ fn an_address_of_ipv6_that_a_node_gave_up_is_asked_for_once() {
         "asked",
         &format!(
             "ip6 saddr :: ether saddr {} icmpv6 type nd-neighbor-solicit ip6 daddr ff02::1:ff00:100",
-            network.mac_of("n2")
+            network.mac("n2")
         ),
     );
     let (listens, is_listening) = mpsc::channel();
