@@ -371,7 +371,9 @@ impl Dataplane {
         }
         // With them forgotten, what stood still goes by what is desired.
         if between.is_some() && self.is_settled {
-            let rest = diff(&self.kept.plan, &desired);
+            let mut rest = diff(&self.kept.plan, &desired);
+            // What could not be made is told once, and an address that another host has is asked for once.
+            rest.retain(|change| !undone.contains(change));
             let failed = self.change(&rest, &desired, &interfaces, report, findings);
             undone.extend(failed.await);
             changes.extend(rest);

