@@ -120,11 +120,12 @@ pub fn diff(observed: &NodePlan, desired: &NodePlan) -> Vec<Change> {
             .difference(&d.peers)
             .map(|ip| Change::RemovePeer(*ip)),
     );
-    for ip in d.floating_ips.difference(&o.floating_ips) {
-        changes.extend([Change::AddSnat(*ip), Change::AddAddress(*ip)]);
-    }
-    for ip in o.floating_ips.difference(&d.floating_ips) {
-        changes.extend([Change::RemoveAddress(*ip), Change::RemoveSnat(*ip)]);
+    // They may be ten thousand, of which one has changed: both sides are walked once.
+    for ip in o.floating_ips.symmetric_difference(&d.floating_ips) {
+        changes.extend(match d.floating_ips.contains(ip) {
+            true => [Change::AddSnat(*ip), Change::AddAddress(*ip)],
+            false => [Change::RemoveAddress(*ip), Change::RemoveSnat(*ip)],
+        });
     }
     entries(
         &mut changes,

@@ -7,6 +7,7 @@ mod doubt;
 mod ensure;
 mod floating;
 mod host;
+mod indices;
 mod kept;
 mod observe;
 mod reboot;
@@ -329,19 +330,14 @@ impl Dataplane {
         let own = self.uplink.addresses.iter().map(IpNet::addr);
         let own = own.filter(|address| self.families.contains(&Family::of(*address)));
         desired.peers.extend(own);
-        let needed = &desired.egress_ips() | &desired.floating_ips;
-        for address in &needed {
-            if let Err(error) = self.egress.allocate(&mut self.maps, *address) {
-                fail(report, &format!("egress IP {address}"), &error);
-            }
-        }
         self.policies
             .allocate(&mut self.maps.policies, &mut desired, &self.kept.plan);
         for kept in before.iter_mut().chain([&mut self.kept]) {
-            kept.count_floating_ips(&self.egress, &desired.floating_ips);
+            kept.count_halves(&desired.floating_ips);
         }
         let was_settled = std::mem::replace(&mut self.is_settled, false);
         let mut changes = diff(&self.kept.plan, &desired);
+        self.allocate_indices(&changes, report);
         let affected = match was_settled {
             true => affected_pods(&changes, &self.kept.plan, &desired),
             false => selected_pods(&[&self.kept.plan, &desired]),
@@ -351,9 +347,10 @@ impl Dataplane {
         if between.is_some() {
             changes = diff(&self.kept.plan, next);
         }
+        let steered = desired.egress_ips();
         if !changes.is_empty() {
             self.leftovers.note_steered(self.kept.plan.egress_ips());
-            self.leftovers.note_steered(desired.egress_ips());
+            self.leftovers.note_steered(steered.iter().copied());
         }
         let mut undone = self
             .change(&changes, next, &interfaces, report, findings)
@@ -383,11 +380,10 @@ impl Dataplane {
         {
             fail(report, "answers to flows that were forgotten", &error);
         }
-        if let Err(error) = self.egress.retain(&mut self.maps, &needed) {
-            fail(report, "egress IPs that are not used any more", &error);
+        if doubts.exist() || !changes.is_empty() {
+            self.free_indices(&desired.floating_ips, &steered, report);
         }
         report.floating_ips = self.usable();
-        findings.extend(self.tell_claims(&report.floating_ips, needed));
         findings.extend(self.look_at_host(plan, &interfaces, doubts));
         if let Some(file) = &mut self.guard_file
             && let Err(error) = file.keep(GuardedRanges::of(&desired))
@@ -402,6 +398,9 @@ impl Dataplane {
             undone,
         };
         self.restoration.finish(comparison, report);
+        let mut needed = desired.floating_ips;
+        needed.extend(steered);
+        findings.extend(self.tell_claims(&report.floating_ips, needed));
     }
 
     /// Makes the kernel forget connections of pods that were decided otherwise than `plan` does. Returns how many there were.

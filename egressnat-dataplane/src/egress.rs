@@ -16,6 +16,8 @@ pub(crate) struct EgressTable {
     mark: MarkMask,
     entries: BTreeMap<IpAddr, EgressEntry>,
     addresses: BTreeMap<u32, IpAddr>,
+    /// No smaller index is free.
+    first_free: u32,
 }
 
 impl EgressTable {
@@ -34,6 +36,7 @@ impl EgressTable {
             mark,
             entries,
             addresses,
+            first_free: FIRST_EGRESS,
         })
     }
 
@@ -60,7 +63,7 @@ impl EgressTable {
             return Ok(());
         }
         let last = self.mark.max_index().min(MAX_EGRESS - 1);
-        let index = (FIRST_EGRESS..=last)
+        let index = (self.first_free..=last)
             .find(|index| !self.addresses.contains_key(index))
             .ok_or(ObserveError::NoEgressIndex(address))?;
         maps.reset_traffic(index)?;
@@ -70,7 +73,9 @@ impl EgressTable {
             vni: EgressId::of(address).vni(),
             is_local: false,
         };
-        self.write(maps, entry)
+        self.write(maps, entry)?;
+        self.first_free = index + 1;
+        Ok(())
     }
 
     /// All egress IPs with their index.
@@ -101,23 +106,85 @@ impl EgressTable {
         Ok(())
     }
 
-    /// Frees the indices of all other egress IPs. By then no destination and no mapping uses them.
+    /// Frees the indices of all egress IPs but those that this node holds or steers to. By then no destination and no mapping uses
+    /// them. Returns whose they were.
     pub(crate) fn retain(
         &mut self,
         maps: &mut Maps,
-        needed: &BTreeSet<IpAddr>,
-    ) -> Result<(), ObserveError> {
-        let unused: Vec<EgressEntry> = self
-            .entries
-            .values()
-            .filter(|entry| !needed.contains(&entry.address))
-            .copied()
-            .collect();
-        for entry in unused {
+        held: &BTreeSet<IpAddr>,
+        steered: &BTreeSet<IpAddr>,
+    ) -> Result<Vec<IpAddr>, ObserveError> {
+        // Both are sorted, and many: next to each other, nothing has to be searched for.
+        let mut held = held.iter().peekable();
+        let mut is_held = |address: &IpAddr| {
+            while held.next_if(|held| *held < address).is_some() {}
+            held.next_if_eq(&address).is_some()
+        };
+        let unused = self.entries.values().filter(|entry| {
+            let address = &entry.address;
+            !is_held(address) && !steered.contains(address)
+        });
+        let unused: Vec<EgressEntry> = unused.copied().collect();
+        for entry in &unused {
             self.entries.remove(&entry.address);
             self.addresses.remove(&entry.index);
-            maps.free_egress(entry)?;
+            self.first_free = self.first_free.min(entry.index);
+            maps.free_egress(*entry)?;
         }
-        Ok(())
+        Ok(unused.into_iter().map(|entry| entry.address).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+    use crate::programs::Programs;
+    use crate::programs::tests::Pins;
+
+    fn address(number: u32) -> IpAddr {
+        Ipv4Addr::from(0xac10_0000 + number).into()
+    }
+
+    fn set(numbers: impl IntoIterator<Item = u32>) -> BTreeSet<IpAddr> {
+        numbers.into_iter().map(address).collect()
+    }
+
+    #[test]
+    fn the_smallest_free_index_is_given_and_freed_again_and_read_back() {
+        let pins = Pins::mount();
+        let (mut config, mark) = (pins.config(), MarkMask::new(0xff00).unwrap());
+        config.mark = mark;
+        let (_programs, mut maps) = Programs::load(&config).unwrap();
+        let mut table = EgressTable::read(&mut maps, mark).unwrap();
+        let most = mark.max_index() - 1;
+        for number in 0..most {
+            table.allocate(&mut maps, address(number)).unwrap();
+            assert_eq!(table.index(address(number)), Some(number + FIRST_EGRESS));
+        }
+        let refused = table.allocate(&mut maps, address(most)).unwrap_err();
+        assert!(matches!(refused, ObserveError::NoEgressIndex(_)));
+
+        // Held, steered to, or both; one of them has no index.
+        let (held, steered) = (
+            set(0..50),
+            set((40..most + 1).filter(|number| *number != 70)),
+        );
+        assert_eq!(
+            table.retain(&mut maps, &held, &steered).unwrap(),
+            [address(70)]
+        );
+        assert!(table.retain(&mut maps, &held, &steered).unwrap().is_empty());
+        table.allocate(&mut maps, address(most)).unwrap();
+        assert_eq!(table.index(address(most)), Some(70 + FIRST_EGRESS));
+        assert!(table.allocate(&mut maps, address(70)).is_err());
+
+        let read = EgressTable::read(&mut maps, mark).unwrap();
+        assert!(read.indices().eq(table.indices()));
+        // The next run has a narrower mask.
+        let narrow = MarkMask::new(0xf00).unwrap();
+        let read = EgressTable::read(&mut maps, narrow).unwrap();
+        assert_eq!(read.indices().count() as u32, narrow.max_index() - 1);
     }
 }

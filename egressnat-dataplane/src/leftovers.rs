@@ -23,7 +23,7 @@ pub(crate) struct Leftovers {
 
 impl Leftovers {
     /// Notes that pods of this node are steered to egress IPs.
-    pub(crate) fn note_steered(&mut self, addresses: BTreeSet<IpAddr>) {
+    pub(crate) fn note_steered(&mut self, addresses: impl IntoIterator<Item = IpAddr>) {
         self.steered.extend(addresses);
     }
 

@@ -168,8 +168,9 @@ impl Prober {
     }
 
     /// Says what to listen for: the addresses that are held here, and those that other nodes may hold.
-    pub(crate) fn listen_for(&mut self, held: BTreeSet<IpAddr>, others: BTreeSet<IpAddr>) {
-        self.listen_in_families_of(held.iter().chain(&others));
+    pub(crate) fn listen_for(&mut self, held: &BTreeSet<IpAddr>, others: BTreeSet<IpAddr>) {
+        // Those of IPv6 are behind those of IPv4.
+        self.listen_in_families_of(held.last().into_iter().chain(others.last()));
         self.ledger.heard().follow_only(held, others);
     }
 

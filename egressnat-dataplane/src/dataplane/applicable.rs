@@ -13,7 +13,7 @@ use crate::ports::PodInterfaces;
 /// Whether a plan wants anything of a family. The ranges of the cluster alone are nothing to do.
 pub(super) fn asks_for(plan: &NodePlan, family: Family) -> bool {
     let is_of = |address: &IpAddr| Family::of(*address) == family;
-    plan.floating_ips.iter().any(is_of)
+    ends(&plan.floating_ips).any(is_of)
         || plan.pods.keys().any(is_of)
         || plan
             .pod_ranges
@@ -100,17 +100,26 @@ pub(super) fn applicable(
             .collect(),
         destinations,
         deciders,
-        floating_ips: plan
-            .floating_ips
-            .iter()
-            .copied()
-            .filter(has_family)
-            .collect(),
-        peers: plan.peers.iter().copied().filter(has_family).collect(),
+        floating_ips: of_families(&plan.floating_ips, families),
+        peers: of_families(&plan.peers, families),
         pod_ranges: ranges(&plan.pod_ranges),
         internal_ranges: ranges(&plan.internal_ranges),
         guard_ranges: ranges(&plan.guard_ranges),
         masquerade: rules_of(&plan.masquerade, families),
+    }
+}
+
+/// The first address and the last: IPv4 is before IPv6, so all families are among them.
+fn ends(addresses: &BTreeSet<IpAddr>) -> impl Iterator<Item = &IpAddr> {
+    addresses.first().into_iter().chain(addresses.last())
+}
+
+/// The addresses of these families: mostly all of them, and many.
+fn of_families(addresses: &BTreeSet<IpAddr>, families: &BTreeSet<Family>) -> BTreeSet<IpAddr> {
+    let has_family = |address: &&IpAddr| families.contains(&Family::of(**address));
+    match ends(addresses).all(|address| has_family(&address)) {
+        true => addresses.clone(),
+        false => addresses.iter().filter(has_family).copied().collect(),
     }
 }
 

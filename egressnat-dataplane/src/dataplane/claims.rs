@@ -17,7 +17,7 @@ impl Dataplane {
         findings: &mut Vec<Failure>,
     ) -> BTreeSet<IpAddr> {
         // One that is on the uplink already is only to be announced.
-        let is_new = |address: &IpAddr| !self.kept.addresses.contains(address);
+        let is_new = |address: &IpAddr| !self.kept.is_here(*address);
         let wanted: BTreeSet<IpAddr> = addresses.iter().copied().filter(is_new).collect();
         if wanted.is_empty() {
             return BTreeSet::new();
@@ -74,7 +74,7 @@ impl Dataplane {
         held: &BTreeSet<IpAddr>,
         needed: BTreeSet<IpAddr>,
     ) -> Vec<Failure> {
-        self.prober.listen_for(held.clone(), needed);
+        self.prober.listen_for(held, needed);
         let claims = self.prober.claims().into_iter();
         let told = claims.map(|(address, mac)| Failure {
             object: format!("floating IP {address}"),

@@ -66,7 +66,7 @@ impl Dataplane {
                     is_there,
                 } if ifindex == self.uplink.index => {
                     // What we write is told us too: then it is as we keep it.
-                    let is_kept = self.kept.addresses.contains(&address);
+                    let is_kept = self.kept.is_here(address);
                     match is_floating {
                         true => self.doubts.addresses |= is_there != is_kept,
                         false if is_kept => self.doubts.addresses = true,

@@ -7,6 +7,7 @@ use std::time::Duration;
 use egressnat_core::gateway::EgressId;
 use egressnat_core::{Change, Failure, NodePlan, Report};
 
+use super::kept::Parts;
 use super::{Dataplane, ObserveError, fail};
 use crate::config::FloatingIpUse;
 use crate::family::Family;
@@ -79,19 +80,17 @@ impl Dataplane {
         }
         marked.retain(|(_, address)| !refused_ones.contains(address));
         for (mark, address) in marked {
-            self.kept
-                .mappings
-                .insert((Family::of(address), mark), address);
-            self.kept.translated.insert((mark, address));
-            self.kept.guarded.insert(address);
+            self.kept.note_mapping(&self.egress, mark, address);
             let index = self.egress.index(address).unwrap_or_default();
             let vni = EgressId::of(address).vni();
             let numbered = self.maps.vnis.insert(vni, index, 0);
-            match numbered.map_err(map_error("vnis")) {
-                Ok(()) => {
-                    self.kept.numbered.insert(address);
-                    work.report.changes += 1;
-                }
+            let numbered = numbered.map_err(map_error("vnis"));
+            self.kept.note_parts(&self.egress, address, |parts| {
+                parts.is_guarded = true;
+                parts.is_numbered = numbered.is_ok();
+            });
+            match numbered {
+                Ok(()) => work.report.changes += 1,
                 Err(error) => work.fail(address, &error),
             }
         }
@@ -131,7 +130,8 @@ impl Dataplane {
         for address in addresses {
             // No error when it is not there: the map may have been made anew.
             let _ = self.maps.vnis.remove(&EgressId::of(*address).vni());
-            self.kept.numbered.remove(address);
+            let unnumber = |parts: &mut Parts| parts.is_numbered = false;
+            self.kept.note_parts(&self.egress, *address, unnumber);
         }
         let refused = all_but_refused(addresses, &mut |part| self.remove_mappings(part));
         let refused_ones: BTreeSet<IpAddr> = refused.iter().map(|(ip, _)| *ip).collect();
@@ -139,16 +139,13 @@ impl Dataplane {
             work.fail(address, &error);
         }
         let is_gone = |address: &IpAddr| !refused_ones.contains(address);
-        let gone: BTreeSet<IpAddr> = addresses.iter().copied().filter(is_gone).collect();
-        self.kept
-            .mappings
-            .retain(|_, mapped| !gone.contains(mapped));
-        self.kept
-            .translated
-            .retain(|(_, address)| !gone.contains(address));
-        self.kept.guarded.retain(|address| !gone.contains(address));
+        let gone: Vec<IpAddr> = addresses.iter().copied().filter(is_gone).collect();
+        for address in &gone {
+            self.kept.note_no_mapping(&self.egress, *address);
+            let unguard = |parts: &mut Parts| parts.is_guarded = false;
+            self.kept.note_parts(&self.egress, *address, unguard);
+        }
         work.report.changes += gone.len();
-        let gone: Vec<IpAddr> = gone.into_iter().collect();
         if let Err(error) = Fence::release(&mut self.nft.lock(), &gone) {
             work.fail_all(&gone, &error);
         }
@@ -156,25 +153,23 @@ impl Dataplane {
     }
 
     fn remove_mappings(&self, addresses: &[IpAddr]) -> Result<(), NftError> {
-        let addresses: BTreeSet<IpAddr> = addresses.iter().copied().collect();
         let mut removed = Vec::new();
         for family in Family::ALL {
-            let is_gone = |(_, address): &(u32, IpAddr)| {
-                Family::of(*address) == family && addresses.contains(address)
+            let of_family = || {
+                let addresses = addresses.iter().copied();
+                addresses.filter(move |address| Family::of(*address) == family)
             };
-            let mapped = self.kept.mappings.iter();
-            let mapped = mapped.map(|((_, mark), address)| (*mark, *address));
-            removed.push(Elements::mapped(family, mapped.filter(is_gone)));
-            let translated = self.kept.translated.iter().copied();
-            removed.push(Elements::translated(family, translated.filter(is_gone)));
-            let guarded = addresses.intersection(&self.kept.guarded).copied();
-            let guarded = guarded.filter(|address| Family::of(*address) == family);
+            let mapped = of_family().flat_map(|address| self.kept.mappings_to(address));
+            removed.push(Elements::mapped(family, mapped));
+            let translated = of_family().flat_map(|address| self.kept.translated_to(address));
+            removed.push(Elements::translated(family, translated));
+            let guarded = of_family().filter(|address| self.kept.is_guarded(*address));
             let none = Elements::of(family, SetName::FloatingIps);
             removed.push(guarded.fold(none, Elements::address));
         }
-        let what = match addresses.first() {
-            Some(address) if addresses.len() == 1 => format!("the end of snat to {address}"),
-            _ => format!("the end of snat to {} floating IPs", addresses.len()),
+        let what = match addresses {
+            [address] => format!("the end of snat to {address}"),
+            addresses => format!("the end of snat to {} floating IPs", addresses.len()),
         };
         Ruleset::change(&self.nft.lock(), &removed, &[], &what)
     }
@@ -216,7 +211,7 @@ impl Dataplane {
                 Err(error) => work.fail_all(&ready, &error),
             }
         }
-        let is_there = |address: &IpAddr| self.kept.addresses.contains(address);
+        let is_there = |address: &IpAddr| self.kept.is_here(*address);
         let (there, mut missing): (Vec<IpAddr>, Vec<IpAddr>) =
             ready.into_iter().partition(is_there);
         let contested = self.contested(&missing, findings);
@@ -225,7 +220,10 @@ impl Dataplane {
         work.undone.extend(contested.map(Change::AddAddress));
         let added = self.network.add_floating_ips(&self.uplink, &missing).await;
         let added = work.take(added);
-        self.kept.addresses.extend(&added);
+        for address in &added {
+            let here = |parts: &mut Parts| parts.is_here = true;
+            self.kept.note_parts(&self.egress, *address, here);
+        }
         let here: Vec<IpAddr> = there.into_iter().chain(added).collect();
         for address in &here {
             self.prober.hold(*address);
@@ -253,7 +251,11 @@ impl Dataplane {
         pods: &BTreeSet<IpAddr>,
         desired: &NodePlan,
     ) -> Result<usize, ObserveError> {
-        self.leave_untracked(addresses)?;
+        // Each takes a rule, so it is for those that pods are steered to.
+        let steered = desired.egress_ips();
+        let of_pods = addresses.iter().filter(|address| steered.contains(address));
+        let of_pods: Vec<IpAddr> = of_pods.copied().collect();
+        self.leave_untracked(&of_pods)?;
         self.forget(pods, desired)
     }
 
@@ -296,11 +298,12 @@ impl Dataplane {
         let uplink = &self.uplink;
         let forgotten = self.network.forget_neighbors(uplink.index, addresses).await;
         work.take(forgotten);
-        let is_there = |address: &IpAddr| self.kept.addresses.contains(address);
+        let is_there = |address: &IpAddr| self.kept.is_here(*address);
         let there: Vec<IpAddr> = addresses.iter().copied().filter(is_there).collect();
         let removed = self.network.remove_floating_ips(uplink, &there).await;
         for address in work.take(removed) {
-            self.kept.addresses.remove(&address);
+            let gone = |parts: &mut Parts| parts.is_here = false;
+            self.kept.note_parts(&self.egress, address, gone);
         }
         // The node's own pods go through the tunnel from here on: before, it would have led to this very node.
         for address in addresses {
@@ -314,7 +317,7 @@ impl Dataplane {
             work.fail_all(addresses, &error);
         }
         let gone = addresses.iter();
-        for address in gone.filter(|address| !self.kept.addresses.contains(address)) {
+        for address in gone.filter(|address| !self.kept.is_here(**address)) {
             self.prober.let_go(*address);
         }
         work.report.changes += addresses.len() - work.undone.len();

@@ -1,7 +1,9 @@
 //! What the kernel has, as far as this process has read or written it.
 
+mod floating;
+
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
 use egressnat_core::gateway::EgressId;
 use egressnat_core::model::PolicyName;
@@ -15,23 +17,23 @@ use crate::maps::{DROP, FORWARD, KEEP, Maps};
 use crate::nft::{NftError, Ruleset, SetName};
 use crate::policy_table::PolicyTable;
 
+pub(super) use floating::Parts;
+
 /// What the kernel has. Every write that the kernel has acknowledged is noted here; what it refused is read again.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Kept {
-    /// As a plan. Its floating IPs are those of the last comparison: what there is of them is below.
+    /// As a plan. Its floating IPs are those of which everything is in place, and halves that the last comparison did not want.
     pub(super) plan: NodePlan,
     /// The pods of the plan with their interfaces.
     pub(super) pods: BTreeMap<(IpAddr, u32), PolicySetId>,
-    /// Floating IPs that are on the uplink.
-    pub(super) addresses: BTreeSet<IpAddr>,
+    /// What there is of each floating IP of which there is anything.
+    parts: BTreeMap<IpAddr, Parts>,
     /// Marks and the egress IPs that they are translated to.
-    pub(super) mappings: BTreeMap<(Family, u32), IpAddr>,
+    mappings: BTreeMap<(Family, u32), IpAddr>,
     /// Marks and the egress IPs that what has them may leave with.
-    pub(super) translated: BTreeSet<(u32, IpAddr)>,
-    /// Floating IPs that take no new connections.
-    pub(super) guarded: BTreeSet<IpAddr>,
-    /// Egress IPs whose VNI leads to their index.
-    pub(super) numbered: BTreeSet<IpAddr>,
+    translated: BTreeSet<(u32, IpAddr)>,
+    /// Floating IPs of which something is missing.
+    halves: BTreeSet<IpAddr>,
 }
 
 impl Kept {
@@ -71,77 +73,40 @@ impl Kept {
 
     /// Reads sets and masquerade rules from the tables of some families.
     pub(super) fn read_tables(&mut self, families: &BTreeSet<Family>) -> Result<(), NftError> {
+        self.clear_tables();
         let plan = &mut self.plan;
         plan.pod_ranges.clear();
         plan.internal_ranges.clear();
         plan.guard_ranges.clear();
         plan.masquerade.rules.clear();
-        self.mappings.clear();
-        self.translated.clear();
-        self.guarded.clear();
         for family in families.iter().copied() {
             let ranges = |name| Ruleset::ranges(family, name);
+            let plan = &mut self.plan;
             plan.pod_ranges.extend(ranges(SetName::PodRanges)?);
             plan.internal_ranges
                 .extend(ranges(SetName::InternalRanges)?);
             plan.guard_ranges.extend(ranges(SetName::GuardRanges)?);
             let masquerade = Ruleset::masquerade(family)?.rules;
             plan.masquerade.rules.extend(masquerade);
-            let mapped = Ruleset::mappings(family, SetName::EgressIps)?.into_iter();
-            self.mappings
-                .extend(mapped.map(|(mark, address)| ((family, mark), address)));
-            self.translated.extend(Ruleset::translated(family)?);
-            self.guarded
-                .extend(Ruleset::addresses(family, SetName::FloatingIps)?);
+            for (mark, address) in Ruleset::mappings(family, SetName::EgressIps)? {
+                self.insert_mapping(mark, address);
+            }
+            for (mark, address) in Ruleset::translated(family)? {
+                self.insert_translated(mark, address);
+            }
+            for address in Ruleset::addresses(family, SetName::FloatingIps)? {
+                self.insert_guarded(address);
+            }
         }
         Ok(())
     }
 
     /// Reads which of the mapped egress IPs packets of other nodes are led to.
     pub(super) fn read_vnis(&mut self, maps: &Maps, egress: &EgressTable) {
-        let is_numbered = |address: &&IpAddr| {
-            let index = maps.vnis.get(&EgressId::of(**address).vni(), 0);
-            index.ok() == egress.index(**address)
-        };
-        let mapped = self.mappings.values();
-        self.numbered = mapped.filter(is_numbered).copied().collect();
-    }
-
-    /// A mark with the egress IP that it is mapped to.
-    pub(super) fn mapped(&self, family: Family, mark: u32) -> Option<(u32, IpAddr)> {
-        let address = self.mappings.get(&(family, mark));
-        address.map(|address| (mark, *address))
-    }
-
-    /// A mark with the egress IPs that what has it may leave with.
-    pub(super) fn translated_with(&self, mark: u32) -> impl Iterator<Item = (u32, IpAddr)> {
-        const FIRST: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
-        self.translated
-            .range((mark, FIRST)..(mark + 1, FIRST))
-            .copied()
-    }
-
-    /// Whether everything is in place for a floating IP but the address itself: an agent may have been killed in between.
-    pub(super) fn is_translated(&self, egress: &EgressTable, address: IpAddr) -> bool {
-        let is_mapped = |mark| {
-            self.mapped(Family::of(address), mark) == Some((mark, address))
-                && self.translated.contains(&(mark, address))
-        };
-        egress.mark(address).is_some_and(is_mapped)
-            && self.numbered.contains(&address)
-            && self.guarded.contains(&address)
-    }
-
-    /// Compares what there is of floating IPs with those that are wanted: half of one is none, when it is wanted, and one, when
-    /// it is not.
-    pub(super) fn count_floating_ips(&mut self, egress: &EgressTable, wanted: &BTreeSet<IpAddr>) {
-        let is_whole = |address: &&IpAddr| self.is_translated(egress, **address);
-        let whole = self.addresses.iter().filter(is_whole);
-        let parts = self.addresses.iter().chain(&self.guarded);
-        let parts = parts.chain(self.mappings.values());
-        let parts = parts.chain(self.translated.iter().map(|(_, address)| address));
-        let unwanted = parts.filter(|address| !wanted.contains(address));
-        self.plan.floating_ips = whole.chain(unwanted).copied().collect();
+        self.replace_numbers(|address| {
+            let index = maps.vnis.get(&EgressId::of(address).vni(), 0);
+            index.ok() == egress.index(address)
+        });
     }
 
     /// Brings the plan's pods in line with the entries of the map.

@@ -60,7 +60,11 @@ impl Dataplane {
         if doubts.addresses {
             let addresses = self.network.floating_ips(self.uplink.index).await?;
             let has_family = |address: &IpAddr| self.families.contains(&Family::of(*address));
-            self.kept.addresses = addresses.into_iter().filter(has_family).collect();
+            let addresses = addresses.into_iter().filter(has_family);
+            self.kept.replace_addresses(addresses);
+        }
+        if doubts.tables || doubts.maps || doubts.addresses {
+            self.kept.count_floating_ips(&self.egress);
         }
         Ok(())
     }
@@ -87,12 +91,10 @@ impl Dataplane {
 
     /// The floating IPs that are in use: on the uplink, translated to, and before their deadline if they have one.
     pub(super) fn usable(&self) -> BTreeSet<IpAddr> {
-        let owner = self.nft.lock();
-        let is_usable = |address: &&IpAddr| {
-            self.kept.is_translated(&self.egress, **address)
-                && !Fence::is_expired(&owner, **address)
-        };
-        let addresses = self.kept.addresses.iter();
-        addresses.filter(is_usable).copied().collect()
+        let mut usable = self.kept.whole();
+        for expired in Fence::expired(&self.nft.lock()) {
+            usable.remove(&expired);
+        }
+        usable
     }
 }

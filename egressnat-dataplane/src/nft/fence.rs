@@ -153,7 +153,9 @@ impl Fence {
         }
         let what = format!("the end of the fence of {}", list(&fenced));
         owner.commit(&batch.finalize(), &what)?;
-        owner.fenced.retain(|address, _| !fenced.contains(address));
+        for address in &fenced {
+            owner.fenced.remove(address);
+        }
         Ok(())
     }
 
@@ -181,10 +183,11 @@ impl Fence {
         owner.fenced.contains_key(&address)
     }
 
-    /// Whether an address has a deadline that has come.
-    pub(crate) fn is_expired(owner: &Owner, address: IpAddr) -> bool {
-        let until = owner.fenced.get(&address);
-        until.is_some_and(|until| *until <= Instant::now())
+    /// The addresses whose deadline has come.
+    pub(crate) fn expired(owner: &Owner) -> Vec<IpAddr> {
+        let now = Instant::now();
+        let expired = owner.fenced.iter().filter(|(_, until)| **until <= now);
+        expired.map(|(address, _)| *address).collect()
     }
 
     /// Makes the table for ARP anew if others took it away or altered it, while there is something to fence. Returns whether it

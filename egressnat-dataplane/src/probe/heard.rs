@@ -18,8 +18,8 @@ const CLAIM_AGE: Duration = Duration::from_secs(60);
 pub(super) struct Heard {
     /// The floating IPs that are on this node. Who claims one of them is told at once.
     held: BTreeSet<IpAddr>,
-    /// The addresses that claims are kept of.
-    of_interest: BTreeSet<IpAddr>,
+    /// The other addresses that claims are kept of.
+    others: BTreeSet<IpAddr>,
     /// The last to claim an address, and when.
     claims: BTreeMap<IpAddr, (Mac, Instant)>,
     /// The addresses that an agent of the cluster was the last to announce or to give up, and its link-layer address.
@@ -45,7 +45,7 @@ impl Heard {
         {
             self.of_cluster.remove(&address);
         }
-        let is_of_interest = self.of_interest.contains(&address);
+        let is_of_interest = self.is_of_interest(&address);
         if said.kind == Kind::Probe {
             if !said.is_of_cluster && is_of_interest {
                 self.probes.insert(address, (by, now));
@@ -61,24 +61,30 @@ impl Heard {
         self.held.contains(&address) && !is_known
     }
 
+    fn is_of_interest(&self, address: &IpAddr) -> bool {
+        self.held.contains(address) || self.others.contains(address)
+    }
+
     /// Keeps what is said about these addresses from now on, beside that about others.
     pub(super) fn follow(&mut self, addresses: &BTreeSet<IpAddr>) {
-        self.of_interest.extend(addresses);
+        self.others.extend(addresses);
     }
 
     /// Keeps what is said about the addresses that are held here and about these others, and about none else.
-    pub(super) fn follow_only(&mut self, held: BTreeSet<IpAddr>, others: BTreeSet<IpAddr>) {
-        self.of_interest = &held | &others;
-        self.held = held;
-        let of_interest = &self.of_interest;
-        self.claims
-            .retain(|address, _| of_interest.contains(address));
+    pub(super) fn follow_only(&mut self, held: &BTreeSet<IpAddr>, others: BTreeSet<IpAddr>) {
+        // Mostly they are those that it was told of one by one.
+        if self.held != *held {
+            self.held.clone_from(held);
+        }
+        self.others = others;
+        let mut claims = std::mem::take(&mut self.claims);
+        claims.retain(|address, _| self.is_of_interest(address));
+        self.claims = claims;
         self.probes.clear();
     }
 
     /// Notes that an address is held here from now on: what was said of it before was about its old holder.
     pub(super) fn hold(&mut self, address: IpAddr) {
-        self.of_interest.insert(address);
         if self.held.insert(address) {
             self.claims.remove(&address);
         }
@@ -87,6 +93,8 @@ impl Heard {
     /// Notes that an address is held here no more.
     pub(super) fn let_go(&mut self, address: IpAddr) {
         self.held.remove(&address);
+        // Who has it next is worth knowing.
+        self.others.insert(address);
     }
 
     /// Whether a node of the cluster was the last to have an address, as far as was told.
