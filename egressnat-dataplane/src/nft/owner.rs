@@ -235,15 +235,18 @@ impl Owner {
         let bytes: usize = pages.iter().map(|page| page.iov_len).sum();
         let size =
             libc::c_int::try_from(bytes.saturating_mul(2).max(1 << 20)).unwrap_or(libc::c_int::MAX);
-        // SAFETY: a plain integer option on a socket that lives; a failure leaves the default, and the send then fails.
-        unsafe {
-            libc::setsockopt(
-                self.socket.as_raw_fd(),
-                libc::SOL_SOCKET,
-                libc::SO_SNDBUFFORCE,
-                (&raw const size).cast(),
-                size_of_val(&size) as libc::socklen_t,
-            );
+        // Each message is acknowledged, which takes less room than the message.
+        for buffer in [libc::SO_SNDBUFFORCE, libc::SO_RCVBUFFORCE] {
+            // SAFETY: a plain integer option on a socket that lives; a failure leaves the default, and what is too large then fails.
+            unsafe {
+                libc::setsockopt(
+                    self.socket.as_raw_fd(),
+                    libc::SOL_SOCKET,
+                    buffer,
+                    (&raw const size).cast(),
+                    size_of_val(&size) as libc::socklen_t,
+                );
+            }
         }
         // SAFETY: all-zero is a valid sockaddr_nl and msghdr.
         let (mut kernel, mut message): (libc::sockaddr_nl, libc::msghdr) =
