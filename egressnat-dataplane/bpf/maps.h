@@ -9,7 +9,7 @@
 
 #define MAX_PODS 65536
 #define MAX_DESTINATIONS 262144
-#define MAX_EGRESS 1024
+#define MAX_EGRESS 1024 /* as the default mark mask has room for: the loader gives each mask its own */
 #define MAX_PEERS 16384
 #define MAX_POLICIES 4096
 #define MAX_NAME 256

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use egressnat_core::gateway::EgressId;
 
 use crate::dataplane::ObserveError;
-use crate::maps::{EgressEntry, FIRST_EGRESS, MAX_EGRESS, Maps};
+use crate::maps::{EgressEntry, FIRST_EGRESS, Maps};
 use crate::mark::MarkMask;
 use crate::programs::ProgramsError;
 
@@ -62,8 +62,7 @@ impl EgressTable {
         if self.entries.contains_key(&address) {
             return Ok(());
         }
-        let last = self.mark.max_index().min(MAX_EGRESS - 1);
-        let index = (self.first_free..=last)
+        let index = (self.first_free..=self.mark.max_index())
             .find(|index| !self.addresses.contains_key(index))
             .ok_or(ObserveError::NoEgressIndex(address))?;
         maps.reset_traffic(index)?;

@@ -1,5 +1,6 @@
 //! The maps of the eBPF programs, as Rust sees them.
 
+mod array;
 mod policies;
 
 use std::net::IpAddr;
@@ -12,6 +13,7 @@ use ipnet::IpNet;
 
 use crate::programs::ProgramsError;
 
+pub(crate) use array::read as read_array;
 pub(crate) use policies::{
     DestinationValue, FIRST_POLICY, MAX_POLICIES, NAME_LENGTH, PolicyMaps, PolicyTraffic,
 };
@@ -22,10 +24,13 @@ pub(crate) const FORWARD: u16 = 0;
 pub(crate) const KEEP: u16 = 1;
 /// Value of a destination whose packets do not leave.
 pub(crate) const DROP: u16 = u16::MAX;
+/// The maps of pods: how many there can be is configured.
+pub(crate) const PODS: [&str; 2] = ["pods", "pods6"];
+/// The maps that have as many entries as a mark has indices.
+pub(crate) const BY_INDEX: [&str; 4] = ["egress_ips", "egress_ips6", "vnis", "traffic"];
+
 /// The first index of an egress IP.
 pub(crate) const FIRST_EGRESS: u32 = 2;
-/// As in the C source.
-pub(crate) const MAX_EGRESS: u32 = 1024;
 
 /// The maps that the agent writes. One set of methods for both families: an address tells its own.
 pub(crate) struct Maps {
@@ -147,6 +152,17 @@ impl Maps {
     ) -> Result<(), ProgramsError> {
         of_family!(self, prefix.network(), |maps, octets| maps
             .remove_destination(destination_key(set, octets, prefix)))
+    }
+
+    /// Blocks all destinations whose egress IP has a larger index: there is no mark for it.
+    pub(crate) fn block_beyond(&mut self, index: u32) -> Result<(), ProgramsError> {
+        for (set, prefix, value) in self.destinations()? {
+            if value.egress != DROP && u32::from(value.egress) > index {
+                let egress = DROP;
+                self.set_destination(set, prefix, DestinationValue { egress, ..value })?;
+            }
+        }
+        Ok(())
     }
 
     /// The egress IPs that have a slot.
@@ -442,21 +458,16 @@ impl<A: Octets> AddressMaps<A> {
     }
 
     fn egress_ips(&self) -> Result<Vec<EgressEntry>, ProgramsError> {
+        let all = read_array(&self.egress_ips).map_err(map_error(A::NAMES.egress_ips))?;
         let mut entries = Vec::new();
-        for index in FIRST_EGRESS..MAX_EGRESS {
-            let egress = self.egress_ips.get(&index, 0);
-            let Egress {
-                address,
-                vni,
-                local,
-            } = egress.map_err(map_error(A::NAMES.egress_ips))?;
-            let address: IpAddr = address.into();
+        for (index, egress) in (0..).zip(all) {
+            let address: IpAddr = egress.address.into();
             if !address.is_unspecified() {
                 entries.push(EgressEntry {
                     index,
                     address,
-                    vni,
-                    is_local: local != 0,
+                    vni: egress.vni,
+                    is_local: egress.local != 0,
                 });
             }
         }

@@ -4,6 +4,8 @@ use std::fmt;
 
 use thiserror::Error;
 
+use crate::maps::DROP;
+
 /// A mask that cannot be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 #[error("mark mask {0:#x} needs at least 4 bits in one piece: use a mask such as {default}", default = MarkMask::DEFAULT)]
@@ -17,7 +19,8 @@ pub struct InvalidMarkMask(u32);
 ///
 /// The default `0x07ff0000` has room for 1,020 egress IPs a node. It leaves kube-proxy's `0x4000` and `0x8000` alone, and
 /// the low bits that CNIs and meshes like. Calico's and Cilium's defaults reach into the upper half: give a mask that
-/// they are told to leave free.
+/// they are told to leave free. Each bit more doubles the room: `0x3fff0000` is enough for 8,188 egress IPs, `0x7fff0000` for 16,380, and
+/// 18 bits for the 65,533 that a node can have at most.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MarkMask(u32);
 
@@ -71,7 +74,7 @@ impl MarkMask {
 
     /// The mark of packets of pods that policies select, to a destination that none of them decides about.
     pub(crate) fn passed(self) -> u32 {
-        self.of_index(self.max_index() + 1)
+        self.forward() & self.left_to_node()
     }
 
     /// All our bits but the one in which [`forward`](Self::forward) and [`passed`](Self::passed) differ.
@@ -79,9 +82,19 @@ impl MarkMask {
         self.0 & !(1 << self.shift())
     }
 
-    /// The largest index of an egress IP: those above it are [`passed`](Self::passed) and [`forward`](Self::forward).
+    /// The largest index of an egress IP: those above it are [`passed`](Self::passed) and [`forward`](Self::forward), and such as a
+    /// destination has no room for.
     pub(crate) fn max_index(self) -> u32 {
-        (1 << (self.0.count_ones() - 1)) - 3
+        ((1 << self.index_bits()) - 3).min(u32::from(DROP) - 1)
+    }
+
+    /// How many entries a map by index has.
+    pub(crate) fn indices(self) -> u32 {
+        (1 << self.index_bits()).min(u32::from(DROP) + 1)
+    }
+
+    fn index_bits(self) -> u32 {
+        self.0.count_ones() - 1
     }
 }
 
@@ -116,11 +129,33 @@ mod tests {
         let mark = MarkMask::default();
         assert_eq!(mark.tunnel(), 0x0400_0000);
         assert_eq!(mark.max_index() - u32::from(crate::maps::KEEP), 1020);
+        assert_eq!(mark.indices(), 1024);
         assert_eq!(mark.of_index(2), 0x0002_0000);
         assert_eq!(mark.forward(), mark.of_index(mark.max_index() + 2));
         assert_eq!(
             mark.forward() & mark.left_to_node(),
             mark.passed() & mark.left_to_node()
         );
+    }
+
+    #[test]
+    fn a_wider_mask_has_room_for_more_up_to_what_a_destination_can_name() {
+        for (mask, most, entries) in [
+            (0xf, 4, 8),
+            (0x3fff_0000, 8_188, 8_192),
+            (0x7fff_0000, 16_380, 16_384),
+            (0x0001_ffff, 65_532, 65_536),
+            (0x0003_ffff, 65_533, 65_536),
+            (u32::MAX, 65_533, 65_536),
+        ] {
+            let mark = MarkMask::new(mask).unwrap();
+            assert_eq!(mark.max_index() - u32::from(crate::maps::KEEP), most);
+            assert_eq!(mark.indices(), entries, "{mark}");
+            assert!(mark.max_index() < mark.indices().min(u32::from(DROP)));
+            // What no index stands for.
+            let last = mark.of_index(mark.max_index());
+            assert!(last < mark.passed() && mark.passed() < mark.forward());
+            assert!(mark.forward() < mark.tunnel(), "{mark}");
+        }
     }
 }

@@ -22,7 +22,7 @@ use aya::{Ebpf, EbpfError, EbpfLoader};
 use thiserror::Error;
 
 use crate::config::{Config, Encapsulation};
-use crate::maps::Maps;
+use crate::maps::{BY_INDEX, Maps, PODS};
 use attachment::Mechanism;
 use pins::PinnedMaps;
 
@@ -204,9 +204,14 @@ impl Programs {
         })?;
         layout::check(&pins, config)?;
         let writes_headers = u32::from(config.encapsulation == Encapsulation::Program);
-        let mut ebpf = EbpfLoader::new()
-            .map_max_entries("pods", config.max_pods)
-            .map_max_entries("pods6", config.max_pods)
+        let mut loader = EbpfLoader::new();
+        for name in PODS {
+            loader.map_max_entries(name, config.max_pods);
+        }
+        for name in BY_INDEX {
+            loader.map_max_entries(name, config.mark.indices());
+        }
+        let mut ebpf = loader
             .default_map_pin_directory(&pins)
             .override_global("MARK_MASK", &config.mark.mask(), true)
             .override_global("MARK_TUNNEL", &config.mark.tunnel(), true)
@@ -215,11 +220,11 @@ impl Programs {
             .override_global("WRITES_HEADERS", &writes_headers, true)
             .load(OBJECT)
             .map_err(ProgramsError::Load)?;
-        let maps = Maps::open(|name| {
+        let mut maps = Maps::open(|name| {
             let map = ebpf.take_map(name);
             Ok(map.expect("the object that we ship has this map"))
         })?;
-        outgrown::take_over(&pins)?;
+        outgrown::take_over(&pins, &mut maps, config.mark)?;
         let mut programs = Self {
             ebpf,
             pinned: PinnedMaps::open(&pins)?,

@@ -107,7 +107,8 @@ struct Host {
     /// Where a bpffs is mounted.
     #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf")]
     bpffs: PathBuf,
-    /// Bits of the packet mark that egressnat may use, in one piece.
+    /// Bits of the packet mark that egressnat may use, in one piece. The default has room for 1,020 egress IPs on this node, held or steered to;
+    /// 0x7fff0000 for 16,380.
     #[arg(long, value_name = "MASK", default_value = "0x07ff0000", value_parser = mark_mask)]
     mark_mask: MarkMask,
     /// How programs are put on interfaces: automatic, tcx or clsact.

@@ -7,7 +7,7 @@ use aya::maps::{MapInfo, MapType};
 
 use super::{ProgramsError, outgrown};
 use crate::config::Config;
-use crate::maps::{MAX_EGRESS, MAX_POLICIES, NAME_LENGTH, PolicyTraffic};
+use crate::maps::{BY_INDEX, EgressTraffic, MAX_POLICIES, NAME_LENGTH, PODS, PolicyTraffic};
 
 /// As in the C source.
 const MAX_DESTINATIONS: u32 = 262_144;
@@ -51,8 +51,14 @@ fn shapes(config: &Config) -> Vec<(&'static str, Shape)> {
         value,
         entries,
     };
+    let indices = config.mark.indices();
+    let counted = size_of::<EgressTraffic>();
     let mut shapes = vec![
-        ("vnis", shape(MapType::Hash, WORD, WORD, MAX_EGRESS)),
+        ("vnis", shape(MapType::Hash, WORD, WORD, indices)),
+        (
+            "traffic",
+            shape(MapType::PerCpuArray, WORD, counted, indices),
+        ),
         ("peers", shape(MapType::Hash, WORD, WORD, MAX_PEERS)),
         ("peers6", shape(MapType::Hash, IPV6, WORD, MAX_PEERS)),
         (
@@ -81,13 +87,13 @@ fn shapes(config: &Config) -> Vec<(&'static str, Shape)> {
                 destinations,
                 shape(MapType::LpmTrie, destination, WORD, MAX_DESTINATIONS),
             ),
-            (egress_ips, shape(MapType::Array, WORD, egress, MAX_EGRESS)),
+            (egress_ips, shape(MapType::Array, WORD, egress, indices)),
         ]);
     }
     shapes
 }
 
-/// Fails if a map of another shape is pinned. One of pods that differs in its size alone is set aside.
+/// Fails if a map of another shape is pinned. One whose size is configured, and that differs in nothing else, is set aside.
 pub(super) fn check(pins: &Path, config: &Config) -> Result<(), ProgramsError> {
     for (name, wanted) in shapes(config) {
         let path = pins.join(name);
@@ -102,7 +108,8 @@ pub(super) fn check(pins: &Path, config: &Config) -> Result<(), ProgramsError> {
             value: info.value_size() as usize,
             entries: info.max_entries(),
         };
-        let is_resized = name.starts_with("pods") && {
+        let is_resizable = PODS.contains(&name) || BY_INDEX.contains(&name);
+        let is_resized = is_resizable && {
             let entries = found.entries;
             found != wanted && found == Shape { entries, ..wanted }
         };

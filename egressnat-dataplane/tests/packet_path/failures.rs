@@ -67,11 +67,11 @@ fn a_pinned_map_of_another_shape_is_refused_and_left_alone() {
     let config = network.config("n1");
     let pins = network.pins("n1").join("v1");
     // Both are of numbers to numbers.
-    std::fs::rename(pins.join("peers"), pins.join("vnis")).unwrap();
+    std::fs::rename(pins.join("vnis"), pins.join("peers")).unwrap();
     let text = refusal(&network, config.clone(), &[]);
     assert_names(
         &text,
-        &["v1/vnis", "16384 entries", "1024 entries", "cleanup"],
+        &["v1/peers", "1024 entries", "16384 entries", "cleanup"],
     );
     assert_eq!(network.seen_by_tcp("10.10.1.2", SERVER), seen(FLOATING));
 

@@ -35,6 +35,7 @@ mod precedence;
 mod probe;
 mod redecided;
 mod restart;
+mod room;
 mod strangers;
 mod traffic;
 mod wire;
