@@ -17,7 +17,7 @@ mod tables;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use egressnat_core::{Failure, NodePlan, Report, Resource, between, diff};
+use egressnat_core::{Change, Failure, NodePlan, Report, Resource, between, diff};
 use ipnet::IpNet;
 use thiserror::Error;
 
@@ -119,6 +119,8 @@ pub struct Dataplane {
     /// Whether every running connection is as the kept plan decides. An agent may have been killed between a decision and this.
     is_settled: bool,
     host: HostFindings,
+    /// The floating IPs of the last plan that could be applied.
+    wanted: BTreeSet<IpAddr>,
     /// By which what others did is told from what the plan changed.
     restoration: Restoration,
     guard_file: Option<GuardFile>,
@@ -201,6 +203,7 @@ impl Dataplane {
             located: None,
             is_settled: false,
             host: HostFindings::default(),
+            wanted: BTreeSet::new(),
             restoration: Restoration::default(),
             guard_file,
             _lock: lock,
@@ -325,7 +328,8 @@ impl Dataplane {
         if doubts == Doubts::ALL {
             self.restoration.note_reading();
         }
-        let mut desired = applicable(plan, &self.families, &interfaces, findings);
+        let last = std::mem::take(&mut self.wanted);
+        let mut desired = applicable(plan, last, &self.families, &interfaces, findings);
         // What this node's own pods sent while a floating IP was on its way here comes back through the tunnel.
         let own = self.uplink.addresses.iter().map(IpNet::addr);
         let own = own.filter(|address| self.families.contains(&Family::of(*address)));
@@ -347,7 +351,7 @@ impl Dataplane {
         if between.is_some() {
             changes = diff(&self.kept.plan, next);
         }
-        let steered = desired.egress_ips();
+        let (used, steered) = (self.in_use(&changes, doubts), desired.egress_ips());
         if !changes.is_empty() {
             self.leftovers.note_steered(self.kept.plan.egress_ips());
             self.leftovers.note_steered(steered.iter().copied());
@@ -380,10 +384,15 @@ impl Dataplane {
         {
             fail(report, "answers to flows that were forgotten", &error);
         }
-        if doubts.exist() || !changes.is_empty() {
-            self.free_indices(&desired.floating_ips, &steered, report);
-        }
-        report.floating_ips = self.usable();
+        self.free_indices(used, &desired.floating_ips, &steered, report);
+        let expired = self.expired();
+        report.floating_ips = self.usable(&expired);
+        let others = changes.iter().filter_map(|change| match change {
+            Change::AddAddress(address) => Some(*address),
+            _ => None,
+        });
+        let others = others.chain(steered).chain(expired).collect();
+        findings.extend(self.tell_claims(&report.floating_ips, others));
         findings.extend(self.look_at_host(plan, &interfaces, doubts));
         if let Some(file) = &mut self.guard_file
             && let Err(error) = file.keep(GuardedRanges::of(&desired))
@@ -398,9 +407,7 @@ impl Dataplane {
             undone,
         };
         self.restoration.finish(comparison, report);
-        let mut needed = desired.floating_ips;
-        needed.extend(steered);
-        findings.extend(self.tell_claims(&report.floating_ips, needed));
+        self.wanted = desired.floating_ips;
     }
 
     /// Makes the kernel forget connections of pods that were decided otherwise than `plan` does. Returns how many there were.

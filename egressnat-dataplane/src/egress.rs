@@ -1,6 +1,6 @@
 //! The node's own small index of egress IPs: what a mark can hold.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use egressnat_core::gateway::EgressId;
@@ -105,32 +105,21 @@ impl EgressTable {
         Ok(())
     }
 
-    /// Frees the indices of all egress IPs but those that this node holds or steers to. By then no destination and no mapping uses
-    /// them. Returns whose they were.
-    pub(crate) fn retain(
+    /// Frees the indices of egress IPs that have one. By then no destination and no mapping uses them.
+    pub(crate) fn free<'a>(
         &mut self,
         maps: &mut Maps,
-        held: &BTreeSet<IpAddr>,
-        steered: &BTreeSet<IpAddr>,
-    ) -> Result<Vec<IpAddr>, ObserveError> {
-        // Both are sorted, and many: next to each other, nothing has to be searched for.
-        let mut held = held.iter().peekable();
-        let mut is_held = |address: &IpAddr| {
-            while held.next_if(|held| *held < address).is_some() {}
-            held.next_if_eq(&address).is_some()
-        };
-        let unused = self.entries.values().filter(|entry| {
-            let address = &entry.address;
-            !is_held(address) && !steered.contains(address)
-        });
-        let unused: Vec<EgressEntry> = unused.copied().collect();
-        for entry in &unused {
-            self.entries.remove(&entry.address);
+        addresses: impl IntoIterator<Item = &'a IpAddr>,
+    ) -> Result<(), ObserveError> {
+        for address in addresses {
+            let Some(entry) = self.entries.remove(address) else {
+                continue;
+            };
             self.addresses.remove(&entry.index);
             self.first_free = self.first_free.min(entry.index);
-            maps.free_egress(*entry)?;
+            maps.free_egress(entry)?;
         }
-        Ok(unused.into_iter().map(|entry| entry.address).collect())
+        Ok(())
     }
 }
 
@@ -144,10 +133,6 @@ mod tests {
 
     fn address(number: u32) -> IpAddr {
         Ipv4Addr::from(0xac10_0000 + number).into()
-    }
-
-    fn set(numbers: impl IntoIterator<Item = u32>) -> BTreeSet<IpAddr> {
-        numbers.into_iter().map(address).collect()
     }
 
     #[test]
@@ -165,19 +150,15 @@ mod tests {
         let refused = table.allocate(&mut maps, address(most)).unwrap_err();
         assert!(matches!(refused, ObserveError::NoEgressIndex(_)));
 
-        // Held, steered to, or both; one of them has no index.
-        let (held, steered) = (
-            set(0..50),
-            set((40..most + 1).filter(|number| *number != 70)),
-        );
-        assert_eq!(
-            table.retain(&mut maps, &held, &steered).unwrap(),
-            [address(70)]
-        );
-        assert!(table.retain(&mut maps, &held, &steered).unwrap().is_empty());
+        // One that has none has nothing to be freed.
+        let freed = [address(70), address(90), address(most)];
+        table.free(&mut maps, &freed).unwrap();
+        assert_eq!(freed.map(|address| table.index(address)), [None; 3]);
         table.allocate(&mut maps, address(most)).unwrap();
         assert_eq!(table.index(address(most)), Some(70 + FIRST_EGRESS));
-        assert!(table.allocate(&mut maps, address(70)).is_err());
+        table.allocate(&mut maps, address(70)).unwrap();
+        assert_eq!(table.index(address(70)), Some(90 + FIRST_EGRESS));
+        assert!(table.allocate(&mut maps, address(90)).is_err());
 
         let read = EgressTable::read(&mut maps, mark).unwrap();
         assert!(read.indices().eq(table.indices()));

@@ -45,9 +45,10 @@ pub(super) fn missed(plan: &NodePlan, family: Family) -> Option<String> {
 }
 
 /// The part of a plan that can be applied now: the families that this node has, pods that have an interface, ranges without
-/// overlap.
+/// overlap. `last` has the floating IPs that were applicable the last time.
 pub(super) fn applicable(
     plan: &NodePlan,
+    last: BTreeSet<IpAddr>,
     families: &BTreeSet<Family>,
     interfaces: &PodInterfaces,
     findings: &mut Vec<Failure>,
@@ -100,8 +101,8 @@ pub(super) fn applicable(
             .collect(),
         destinations,
         deciders,
-        floating_ips: of_families(&plan.floating_ips, families),
-        peers: of_families(&plan.peers, families),
+        floating_ips: followed(last, &plan.floating_ips, families),
+        peers: plan.peers.iter().copied().filter(has_family).collect(),
         pod_ranges: ranges(&plan.pod_ranges),
         internal_ranges: ranges(&plan.internal_ranges),
         guard_ranges: ranges(&plan.guard_ranges),
@@ -114,13 +115,27 @@ fn ends(addresses: &BTreeSet<IpAddr>) -> impl Iterator<Item = &IpAddr> {
     addresses.first().into_iter().chain(addresses.last())
 }
 
-/// The addresses of these families: mostly all of them, and many.
-fn of_families(addresses: &BTreeSet<IpAddr>, families: &BTreeSet<Family>) -> BTreeSet<IpAddr> {
+/// The addresses of these families, made of those of the last time: of ten thousand mostly one has changed, which is found sooner than
+/// all are copied.
+fn followed(
+    mut last: BTreeSet<IpAddr>,
+    addresses: &BTreeSet<IpAddr>,
+    families: &BTreeSet<Family>,
+) -> BTreeSet<IpAddr> {
     let has_family = |address: &&IpAddr| families.contains(&Family::of(**address));
-    match ends(addresses).all(|address| has_family(&address)) {
-        true => addresses.clone(),
-        false => addresses.iter().filter(has_family).copied().collect(),
+    if !ends(addresses).all(|address| has_family(&address)) {
+        return addresses.iter().filter(has_family).copied().collect();
     }
+    if last == *addresses {
+        return last;
+    }
+    let changed: Vec<IpAddr> = last.symmetric_difference(addresses).copied().collect();
+    for address in changed {
+        if !last.remove(&address) {
+            last.insert(address);
+        }
+    }
+    last
 }
 
 /// The rules that packets of these families can match.
@@ -194,12 +209,43 @@ mod tests {
         }
         let kept = |families: &[Family]| {
             let families = families.iter().copied().collect();
-            let applied = applicable(&plan, &families, &PodInterfaces::default(), &mut Vec::new());
+            let applied = applicable(
+                &plan,
+                BTreeSet::new(),
+                &families,
+                &PodInterfaces::default(),
+                &mut Vec::new(),
+            );
             let prefixes = applied.destinations.into_keys();
             prefixes.map(|(_, prefix)| prefix).collect::<BTreeSet<_>>()
         };
         assert_eq!(kept(&Family::ALL), ranges(&["8.8.8.0/24", "2001:db9::/32"]));
         assert_eq!(kept(&[Family::Ipv4]), ranges(&["8.8.8.0/24"]));
+    }
+
+    #[test]
+    fn floating_ips_follow_the_plan_and_the_families_of_the_node() {
+        let addresses = |texts: &[&str]| -> BTreeSet<IpAddr> {
+            texts.iter().map(|text| text.parse().unwrap()).collect()
+        };
+        let (both, ipv4) = (BTreeSet::from(Family::ALL), [Family::Ipv4].into());
+        let mut last = BTreeSet::new();
+        for (families, planned, want) in [
+            (
+                &both,
+                &["10.0.0.1", "fd00::1"][..],
+                &["10.0.0.1", "fd00::1"][..],
+            ),
+            (&both, &["10.0.0.2", "fd00::1"], &["10.0.0.2", "fd00::1"]),
+            (&ipv4, &["10.0.0.2", "fd00::1"], &["10.0.0.2"]),
+            (&ipv4, &["fd00::1"], &[]),
+            (&ipv4, &["10.0.0.1"], &["10.0.0.1"]),
+            (&both, &["10.0.0.1", "fd00::1"], &["10.0.0.1", "fd00::1"]),
+            (&both, &[], &[]),
+        ] {
+            last = followed(last, &addresses(planned), families);
+            assert_eq!(last, addresses(want), "{families:?}");
+        }
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use egressnat_core::{Change, Report, Steering};
 
+use super::doubt::Doubts;
 use super::{Dataplane, fail};
 
 impl Dataplane {
@@ -23,20 +24,33 @@ impl Dataplane {
         }
     }
 
-    /// Frees the indices of all egress IPs but those that this node is to hold or steers to.
+    /// The egress IPs that changes may leave without use; all of them where it is not known what an earlier run or a failure has left.
+    pub(super) fn in_use(&self, changes: &[Change], doubts: Doubts) -> BTreeSet<IpAddr> {
+        if doubts.exist() {
+            return self.egress.indices().map(|(address, _)| address).collect();
+        }
+        let mut used = self.kept.plan.egress_ips();
+        used.extend(changes.iter().filter_map(|change| match change {
+            Change::RemoveSnat(address) => Some(*address),
+            _ => None,
+        }));
+        used
+    }
+
+    /// Frees the indices of egress IPs that were in use, and that this node neither is to hold nor steers to any more.
     pub(super) fn free_indices(
         &mut self,
+        mut used: BTreeSet<IpAddr>,
         held: &BTreeSet<IpAddr>,
         steered: &BTreeSet<IpAddr>,
         report: &mut Report,
     ) {
-        match self.egress.retain(&mut self.maps, held, steered) {
-            Ok(freed) => {
-                for address in freed {
-                    self.kept.count(&self.egress, address);
-                }
-            }
-            Err(error) => fail(report, "egress IPs that are not used any more", &error),
+        used.retain(|address| !held.contains(address) && !steered.contains(address));
+        if let Err(error) = self.egress.free(&mut self.maps, &used) {
+            fail(report, "egress IPs that are not used any more", &error);
+        }
+        for address in used {
+            self.kept.count(&self.egress, address);
         }
     }
 }

@@ -90,11 +90,16 @@ impl Dataplane {
     }
 
     /// The floating IPs that are in use: on the uplink, translated to, and before their deadline if they have one.
-    pub(super) fn usable(&self) -> BTreeSet<IpAddr> {
+    pub(super) fn usable(&self, expired: &[IpAddr]) -> BTreeSet<IpAddr> {
         let mut usable = self.kept.whole();
-        for expired in Fence::expired(&self.nft.lock()) {
-            usable.remove(&expired);
+        for address in expired {
+            usable.remove(address);
         }
         usable
+    }
+
+    /// The addresses whose deadline has come.
+    pub(super) fn expired(&self) -> Vec<IpAddr> {
+        Fence::expired(&self.nft.lock())
     }
 }
