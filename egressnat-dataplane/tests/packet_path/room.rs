@@ -42,7 +42,7 @@ fn crowded(node: &str, holder: &str) -> NodePlan {
 
 impl Network {
     /// Starts the agent of a node with a mask, and has it apply a plan if there is one.
-    fn start(&self, node: &str, mask: u32, plan: Option<NodePlan>) -> Report {
+    fn apply_masked(&self, node: &str, mask: u32, plan: Option<NodePlan>) -> Report {
         let mut config = self.config(node);
         config.mark = MarkMask::new(mask).unwrap();
         self.open_with(node, config, async move |mut dataplane| {
@@ -63,9 +63,9 @@ impl Network {
 fn beyond_what_the_default_mask_has_room_for_packets_are_steered_and_translated() {
     let network = Network::new();
     for node in ["n1", "n2"] {
-        let report = network.start(node, WIDE, Some(crowded(node, "n1")));
+        let report = network.apply_masked(node, WIDE, Some(crowded(node, "n1")));
         assert_eq!(report.failures, [], "{node}");
-        let again = network.start(node, WIDE, Some(crowded(node, "n1")));
+        let again = network.apply_masked(node, WIDE, Some(crowded(node, "n1")));
         assert_eq!((again.changes, again.failures), (0, vec![]), "{node}");
     }
     // The last of all of them.
@@ -73,7 +73,7 @@ fn beyond_what_the_default_mask_has_room_for_packets_are_steered_and_translated(
         assert_eq!(network.seen_by_tcp(pod, SERVER), seen(FLOATING), "{pod}");
     }
     // With the default there is no room, which is told of each.
-    let report = network.start("n1", DEFAULT, Some(crowded("n1", "n1")));
+    let report = network.apply_masked("n1", DEFAULT, Some(crowded("n1", "n1")));
     let told = report
         .failures
         .iter()
@@ -89,7 +89,7 @@ fn beyond_what_the_default_mask_has_room_for_packets_are_steered_and_translated(
 fn a_mask_with_less_room_or_more_takes_over_and_nothing_leaves_otherwise() {
     let network = Network::new();
     for node in ["n1", "n2"] {
-        let report = network.start(node, WIDE, Some(crowded(node, "n1")));
+        let report = network.apply_masked(node, WIDE, Some(crowded(node, "n1")));
         assert_eq!(report.failures, [], "{node}");
     }
     // Any of the crowd can be reached: a packet that is steered to a wrong one leaves with it.
@@ -100,10 +100,10 @@ fn a_mask_with_less_room_or_more_takes_over_and_nothing_leaves_otherwise() {
     // The index of the floating IP has no room: nothing leaves with another one's.
     for mask in [DEFAULT, WIDE, DEFAULT] {
         for node in ["n2", "n1"] {
-            network.start(node, mask, None);
+            network.apply_masked(node, mask, None);
             network.seen_by_tcp("10.10.2.2", SERVER);
             assert_eq!(network.leaked(), 0, "{node} has {mask:#x}, and no plan yet");
-            let report = network.start(node, mask, Some(plan(node, "n1")));
+            let report = network.apply_masked(node, mask, Some(plan(node, "n1")));
             assert_eq!(report.failures, [], "{node} with {mask:#x}");
             for pod in ["10.10.1.2", "10.10.2.2"] {
                 assert_eq!(network.seen_by_tcp(pod, SERVER), seen(FLOATING), "{pod}");
