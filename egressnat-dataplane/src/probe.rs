@@ -132,8 +132,8 @@ pub(crate) struct Prober {
     arp: Listener,
     /// Since an address of IPv6 was first of interest.
     neighbor_discovery: Option<Listener>,
-    /// When the last question was over.
-    asked: Instant,
+    /// When the last question was over, unless nobody was asked.
+    asked: Option<Instant>,
     retry: Option<tokio::time::Instant>,
 }
 
@@ -147,7 +147,7 @@ impl Prober {
             ledger,
             arp,
             neighbor_discovery: None,
-            asked: Instant::now(),
+            asked: None,
             retry: None,
         })
     }
@@ -211,7 +211,7 @@ impl Prober {
         last_holder: impl Fn(IpAddr) -> Option<Mac>,
         is_node: impl Fn(Mac) -> bool,
     ) -> BTreeMap<IpAddr, Mac> {
-        self.retry = None;
+        (self.retry, self.asked) = (None, None);
         let is_ethernet = self.mac != Mac([0; 6]);
         if settings.count == 0 || !is_ethernet {
             return BTreeMap::new();
@@ -255,7 +255,7 @@ impl Prober {
             .into_iter()
             .filter_map(|(address, asked)| Some((address, asked.answered?)));
         let taken = taken.collect();
-        self.asked = Instant::now();
+        self.asked = Some(Instant::now());
         self.try_again_for(&taken);
         taken
     }
@@ -263,10 +263,13 @@ impl Prober {
     /// Those of `addresses` that somebody has claimed, or asked for too, since they were asked for: about to be taken, they are not
     /// answered for yet, so whoever asks later finds nobody.
     pub(crate) fn contested(&mut self, addresses: &[IpAddr]) -> BTreeMap<IpAddr, Mac> {
+        let Some(asked) = self.asked else {
+            return BTreeMap::new();
+        };
         self.take_all();
         let contested = {
             let heard = self.ledger.heard();
-            let by = |address: &IpAddr| heard.contested_since(*address, self.asked);
+            let by = |address: &IpAddr| heard.contested_since(*address, asked);
             let addresses = addresses.iter();
             let contested = addresses.filter_map(|address| Some((*address, by(address)?)));
             contested.collect()

@@ -182,6 +182,26 @@ fn of_two_nodes_that_ask_for_an_address_at_the_same_moment_one_gets_it_e33() {
 }
 
 #[test]
+fn who_asks_nobody_takes_an_address_whoever_was_heard_to_have_it() {
+    let network = Network::new();
+    let claim = network.outside("out", |run| {
+        run(&format!("ip addr add {FLOATING}/32 dev eth0"));
+        run("ip neigh flush dev eth0");
+        run(&format!("ping -c1 -W1 -I {FLOATING} 192.168.1.1"));
+    });
+    let mut config = network.config("n1");
+    config.probes.count = 0;
+    let report = network.open_with("n1", config, async move |mut dataplane| {
+        let mut waiting = plan("n1", "n1");
+        waiting.floating_ips.clear();
+        assert!(dataplane.apply(&waiting).await.is_complete());
+        thread::spawn(claim).join().unwrap();
+        dataplane.apply(&plan("n1", "n1")).await
+    });
+    assert_eq!(report.floating_ips, [FLOATING.parse().unwrap()].into());
+}
+
+#[test]
 fn asking_takes_no_longer_than_it_is_configured_to() {
     let network = Network::new();
     let elapsed = network.open("n1", async |mut dataplane| {
