@@ -134,6 +134,8 @@ pub(crate) struct Prober {
     neighbor_discovery: Option<Listener>,
     /// When the last question was over, unless nobody was asked.
     asked: Option<Instant>,
+    /// What somebody else had, or was about to take, when it was last asked for.
+    taken: BTreeSet<IpAddr>,
     retry: Option<tokio::time::Instant>,
 }
 
@@ -148,6 +150,7 @@ impl Prober {
             arp,
             neighbor_discovery: None,
             asked: None,
+            taken: BTreeSet::new(),
             retry: None,
         })
     }
@@ -223,8 +226,13 @@ impl Prober {
             self.take_all();
             let mut heard = self.ledger.heard();
             heard.follow(addresses);
-            let knows = |address: IpAddr| {
+            let was_clusters = |address: IpAddr| {
                 heard.is_of_cluster(address) || last_holder(address).is_some_and(&is_node)
+            };
+            // Who was there a moment ago, and does not say that it let go, may only be slow to answer.
+            let knows = |address: IpAddr| {
+                heard.is_given_up(address)
+                    || (was_clusters(address) && !self.taken.contains(&address))
             };
             let state = |address: &IpAddr| (*address, Asked::new(settings, knows(*address)));
             addresses.iter().map(state).collect()
@@ -256,6 +264,7 @@ impl Prober {
             .filter_map(|(address, asked)| Some((address, asked.answered?)));
         let taken = taken.collect();
         self.asked = Some(Instant::now());
+        self.taken.clear();
         self.try_again_for(&taken);
         taken
     }
@@ -282,6 +291,7 @@ impl Prober {
         if !taken.is_empty() {
             let [earliest, latest] = RETRY;
             self.retry = Some(tokio::time::Instant::now() + jitter(earliest, latest, &[]));
+            self.taken.extend(taken.keys());
         }
     }
 

@@ -24,6 +24,8 @@ pub(super) struct Heard {
     claims: BTreeMap<IpAddr, (Mac, Instant)>,
     /// The addresses that an agent of the cluster was the last to announce or to give up, and its link-layer address.
     of_cluster: BTreeMap<IpAddr, Mac>,
+    /// Those of them that were given up.
+    given_up: BTreeSet<IpAddr>,
     /// The last to ask for an address as we do before we take it.
     probes: BTreeMap<IpAddr, (Mac, Instant)>,
 }
@@ -39,11 +41,16 @@ impl Heard {
         if said.is_of_cluster {
             if self.of_cluster.len() < MOST || self.of_cluster.contains_key(&address) {
                 self.of_cluster.insert(address, by);
+                match said.kind {
+                    Kind::Probe => self.given_up.insert(address),
+                    Kind::Claim | Kind::Announcement => self.given_up.remove(&address),
+                };
             }
         } else if said.kind == Kind::Announcement
             && self.of_cluster.get(&address).is_some_and(|mac| *mac != by)
         {
             self.of_cluster.remove(&address);
+            self.given_up.remove(&address);
         }
         let is_of_interest = self.is_of_interest(&address);
         if said.kind == Kind::Probe {
@@ -100,6 +107,11 @@ impl Heard {
     /// Whether a node of the cluster was the last to have an address, as far as was told.
     pub(super) fn is_of_cluster(&self, address: IpAddr) -> bool {
         self.of_cluster.contains_key(&address)
+    }
+
+    /// Whether a node of the cluster was the last to have an address, and said that it gave it up.
+    pub(super) fn is_given_up(&self, address: IpAddr) -> bool {
+        self.given_up.contains(&address)
     }
 
     /// Who claims an address that is held here.
@@ -188,7 +200,12 @@ mod tests {
         let mut heard = Heard::default();
         let mut announced = said(SOMEBODY, address, Kind::Announcement);
         announced.is_of_cluster = true;
-        heard.take(announced, OWN);
+        let mut given_up = said(SOMEBODY, address, Kind::Probe);
+        given_up.is_of_cluster = true;
+        for (word, is_given_up) in [(announced, false), (given_up, true), (announced, false)] {
+            heard.take(word, OWN);
+            assert_eq!(heard.is_given_up(address), is_given_up);
+        }
         // Its kernel answers without the word.
         heard.take(said(SOMEBODY, address, Kind::Announcement), OWN);
         assert!(heard.is_of_cluster(address));
