@@ -1,8 +1,8 @@
 //! One more floating IP on a gateway node that has many, through `Dataplane::apply`, against replacing the whole table: the time that
 //! the thread, or `nft`, has run, in the kernel and out of it.
 //!
-//! Budget: at least 30 times less than replacing a table of 10,000 mappings, and at most 2 ms. Marks have room for 1,020 egress IPs of a
-//! node with the default mask, so 1,000 is what can be shown; see docs/performance.md for what is met.
+//! Budget, with 10,000 mappings: at most 2 ms, and at least 30 times less than replacing the table. What is met is in
+//! docs/performance.md. The mark mask is wider than the default, which has room for 1,020.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
@@ -11,15 +11,23 @@ use std::time::Duration;
 
 use egressnat_benches::live::{Holder, Node, Pod, plan, runtime, thread_time};
 use egressnat_core::NodePlan;
-use egressnat_dataplane::{Dataplane, Probes};
+use egressnat_dataplane::{Dataplane, MarkMask, Probes};
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::time::{clock_getcpuclockid, clock_gettime};
 use nix::unistd::Pid;
 
 const EVENTS: usize = 20;
 
-/// So long after it was taken an address has been announced for the last time: a thousand of them keep the thread busy until then.
-const ANNOUNCED: Duration = Duration::from_secs(4);
+/// Room for 16,380 egress IPs.
+const MARK: u32 = 0x7fff_0000;
+
+/// The budget: milliseconds, and how many times less than replacing the table.
+const MOST: f64 = 2.0;
+const TIMES: f64 = 30.0;
+
+/// So long after they were taken addresses have been announced for the last time: ten thousand of them keep the thread busy until then, on a
+/// busy machine for longer than the three seconds that it is meant to take.
+const ANNOUNCED: Duration = Duration::from_secs(12);
 
 /// Addresses are taken without asking who has them.
 const UNASKED: Probes = Probes {
@@ -33,11 +41,12 @@ fn main() {
     println!(
         "\none more floating IP, and one less: milliseconds of processor time each, median of {EVENTS} (least to greatest)"
     );
-    for count in [10, 100, 1000] {
+    for count in [10, 1_000, 10_000] {
         let [at_once, added, removed, nothing, replaced] = Node::run(move |node| {
             let mut config = node.config();
             // Waiting for answers is not what is measured.
             config.probes = UNASKED;
+            config.mark = MarkMask::new(MARK).expect("bits in one piece");
             runtime().block_on(async {
                 let mut dataplane = Dataplane::open(config).await.expect("a packet path");
                 let mut figures = [const { Vec::new() }; 5];
@@ -65,6 +74,7 @@ fn main() {
                 figures
             })
         });
+        let [added_once, replaced_once] = [&added, &replaced].map(|figures| median(figures));
         for (what, figures) in [
             ("all of them at once, the first time", at_once),
             ("one more", added),
@@ -72,8 +82,14 @@ fn main() {
             ("nothing to do", nothing),
             ("a copy replaced, as nft -f does it", replaced),
         ] {
-            println!("  with {count:4}: {what:40} {}", spread(figures));
+            println!("  with {count:5}: {what:40} {}", spread(figures));
         }
+        let times = replaced_once / added_once;
+        println!(
+            "  with {count:5}: one more takes {times:.0} times less than replacing the table ({TIMES} times: {}; {MOST} ms: {})",
+            met(times >= TIMES),
+            met(added_once <= MOST)
+        );
     }
 }
 
@@ -122,8 +138,18 @@ fn processor_time(mut child: Child) -> Duration {
     time.into()
 }
 
-fn spread(mut figures: Vec<f64>) -> String {
+fn met(is_met: bool) -> &'static str {
+    if is_met { "met" } else { "missed" }
+}
+
+fn median(figures: &[f64]) -> f64 {
+    let mut figures = figures.to_vec();
     figures.sort_by(f64::total_cmp);
-    let [least, median, greatest] = [0, figures.len() / 2, figures.len() - 1].map(|at| figures[at]);
-    format!("{median:8.2} ({least:.2} to {greatest:.2})")
+    figures[figures.len() / 2]
+}
+
+fn spread(figures: Vec<f64>) -> String {
+    let least = figures.iter().copied().fold(f64::INFINITY, f64::min);
+    let greatest = figures.iter().copied().fold(0.0, f64::max);
+    format!("{:8.2} ({least:.2} to {greatest:.2})", median(&figures))
 }
