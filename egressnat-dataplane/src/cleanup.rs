@@ -26,11 +26,13 @@ pub async fn cleanup(config: &Config) -> Report {
         Ok(lock) => lock,
         Err(error) => return refused("the node", &error),
     };
-    let owner = Owner::open(config.table_ownership);
-    let owner = match owner.and_then(|owner| owner.check_free().map(|()| owner)) {
+    let owner = match Owner::open(config.table_ownership) {
         Ok(owner) => owner,
         Err(error) => return refused("the tables egressnat", &error),
     };
+    if let Err(error) = owner.until_free().await {
+        return refused("the tables egressnat", &error);
+    }
     let mut note = |object: &str, outcome: Result<usize, String>| match outcome {
         Ok(changes) => report.changes += changes,
         Err(message) => report.failures.push(Failure {

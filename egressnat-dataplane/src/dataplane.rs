@@ -143,7 +143,7 @@ impl Dataplane {
         check_bpffs(&config.bpffs)?;
         let lock = Lock::take(&config.pin_root()).await?;
         let (mut programs, mut maps) = Programs::load(&config)?;
-        let nft = SharedOwner::open(config.table_ownership)?;
+        let nft = SharedOwner::open(config.table_ownership).await?;
         let ruleset = Ruleset::new(Family::Ipv4, &config);
         let mut opened = usize::from(ruleset.ensure(&mut nft.lock())?);
         let mut families = BTreeSet::from([Family::Ipv4]);

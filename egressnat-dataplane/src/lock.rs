@@ -11,8 +11,8 @@ use thiserror::Error;
 use crate::process::Process;
 
 /// How long an agent that was just killed may take to be gone.
-const PATIENCE: Duration = Duration::from_secs(1);
-const PAUSE: Duration = Duration::from_millis(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(1);
+pub(crate) const PAUSE: Duration = Duration::from_millis(20);
 
 /// The file that stands for the network namespace of the calling thread.
 const NAMESPACE: &str = "/proc/thread-self/ns/net";

@@ -20,6 +20,7 @@ use super::events::Events;
 use super::query::{self, PresentTable};
 use super::table::Named;
 use crate::config::TableOwnership;
+use crate::lock::{PATIENCE, PAUSE};
 use crate::process::Process;
 
 /// `NFT_TABLE_F_OWNER` (since 5.12) and `NFT_TABLE_F_PERSIST` (since 6.9) of `linux/netfilter/nf_tables.h`.
@@ -38,9 +39,10 @@ pub(super) const FAMILIES: [ProtoFamily; 3] =
 pub(crate) struct SharedOwner(Arc<Mutex<Owner>>);
 
 impl SharedOwner {
-    /// Opens the socket. Tables are made and adopted later.
-    pub(crate) fn open(ownership: TableOwnership) -> Result<Self, NftError> {
+    /// Opens the socket, once nobody else owns our tables. They are made and adopted later.
+    pub(crate) async fn open(ownership: TableOwnership) -> Result<Self, NftError> {
         let owner = Owner::open(ownership)?;
+        owner.until_free().await?;
         Ok(Self(Arc::new(Mutex::new(owner))))
     }
 
@@ -106,8 +108,21 @@ impl Owner {
         }
     }
 
+    /// Waits until no process that runs owns one of our tables: one that was just killed may take a while to be gone, and so may a child
+    /// that it was about to start. Refuses after a while.
+    pub(crate) async fn until_free(&self) -> Result<(), NftError> {
+        let start = tokio::time::Instant::now();
+        loop {
+            match self.check_free() {
+                Err(NftError::Owned { .. }) if start.elapsed() < PATIENCE => {}
+                checked => return checked,
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
     /// Refuses if a process that runs owns one of our tables.
-    pub(crate) fn check_free(&self) -> Result<(), NftError> {
+    fn check_free(&self) -> Result<(), NftError> {
         for family in FAMILIES {
             // A kernel that knows no tables of a family has none.
             if let Ok(Some(table)) = query::table(family) {
