@@ -26,7 +26,8 @@ use crate::store::WatchEvent;
 /// Objects per page of a list. A page is in memory as text, three times over for a moment, and a pod or a node may be 20 kB of it.
 const PAGE: u32 = 100;
 
-/// The API server sends a bookmark every minute: a watch that is silent for longer has been lost on the way.
+/// A watch that is silent for longer may have been lost on the way. The API server sends a bookmark every minute, but not of a kind of
+/// which nothing has happened since it started, unless etcd tells it how far it is (3.5 and later).
 const SILENCE: Duration = Duration::from_secs(90);
 
 /// How long to wait before the second attempt.
@@ -53,8 +54,6 @@ enum Failure {
     Forbidden { kind: Kind, message: String },
     #[error("no answer within {REQUEST:?}")]
     Timeout,
-    #[error("the API server has been silent for {SILENCE:?}")]
-    Silence,
     #[error(transparent)]
     Api(#[from] kube::Error),
     #[error(transparent)]
@@ -176,9 +175,10 @@ impl Reflector {
         self.succeeded();
         let mut stream = pin!(stream);
         loop {
-            let told = tokio::time::timeout(SILENCE, stream.try_next())
-                .await
-                .map_err(|_| Failure::Silence)?;
+            let Ok(told) = tokio::time::timeout(SILENCE, stream.try_next()).await else {
+                // The next one shows whether there is nothing to tell or nobody to do so.
+                return Ok(());
+            };
             let told = match told {
                 Ok(told) => told,
                 Err(error @ kube::Error::Api(_)) => return Err(Failure::of(kind, error)),

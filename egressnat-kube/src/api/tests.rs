@@ -153,6 +153,28 @@ async fn a_watch_goes_on_after_the_last_event_or_bookmark() {
 }
 
 #[tokio::test]
+async fn a_watch_of_which_nothing_is_heard_is_begun_anew_and_that_is_no_outage() {
+    let (store, _) = fake::store(|requests| {
+        let last = requests.last().unwrap();
+        let watches = requests.iter().filter(|request| is_watch(request)).count();
+        let added = |name, version| json!({"type": "ADDED", "object": group(name, version)});
+        match (is_watch(last), watches) {
+            (false, _) => list(10, &[]),
+            (true, 1) => Answer::Open(Answer::lines(&[added("a", 11)])),
+            (true, _) => Answer::Open(Answer::lines(&[added("b", 12)])),
+        }
+    });
+    let mut watch = store.watch(&groups()).unwrap();
+    for want in ["Synced", "applied a@11"] {
+        assert_eq!(told(&mut watch).await, want);
+    }
+    tokio::time::pause();
+    tokio::time::advance(Duration::from_secs(100)).await;
+    tokio::time::resume();
+    assert_eq!(told(&mut watch).await, "applied b@12");
+}
+
+#[tokio::test]
 async fn a_kind_that_is_not_defined_yet_is_waited_for() {
     let (store, _) = fake::store(|requests| match requests.len() {
         1..=3 => Answer::Whole(404, "404 page not found".to_owned()),
