@@ -1,6 +1,6 @@
 //! Until when the kernel lets this node use its floating IPs.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
@@ -10,6 +10,9 @@ use crate::nft::{Fence, NftError, Ruleset, SharedOwner};
 
 /// How long writing a deadline may take: by so much the kernel's is earlier, so that it is never later.
 const MARGIN: Duration = Duration::from_millis(100);
+
+/// How many deadlines are written in one batch: so many take a fraction of the margin.
+const AT_ONCE: usize = 1_000;
 
 /// Deadlines of floating IPs, counted by the kernel (E33). Clones are of one thing.
 ///
@@ -32,8 +35,8 @@ impl Deadlines {
         Self { nft, config }
     }
 
-    /// Lets this node use a floating IP until `deadline` and no longer. Called again it moves the deadline, without a gap for packets;
-    /// one that has passed ends the use at once.
+    /// Lets this node use floating IPs until `deadline` and no longer. Called again it moves the deadline, without a gap for packets;
+    /// one that has passed ends the use at once. A thousand are one batch.
     ///
     /// An address that has no deadline may be used for ever, unless [`FloatingIpUse`](crate::FloatingIpUse) says otherwise. A deadline
     /// goes with its floating IP, when a plan has that no more. A table that takes the place of another layout has the same
@@ -41,14 +44,22 @@ impl Deadlines {
     ///
     /// # Errors
     ///
-    /// nf_tables refused: the kernel has no tables of family arp, or is older than 6.3. The old deadline stands.
-    pub fn hold_until(&self, address: IpAddr, deadline: Instant) -> Result<(), NftError> {
-        let family = Family::of(address);
-        Ruleset::new(family, &self.config).ensure_present(&mut self.nft.lock())?;
+    /// nf_tables refused: the kernel has no tables of family arp, or is older than 6.3. The old deadlines stand, of all addresses or of some.
+    pub fn hold_until(&self, addresses: &[IpAddr], deadline: Instant) -> Result<(), NftError> {
+        let families: BTreeSet<Family> = addresses.iter().copied().map(Family::of).collect();
+        for family in families {
+            Ruleset::new(family, &self.config).ensure_present(&mut self.nft.lock())?;
+        }
+        addresses
+            .chunks(AT_ONCE)
+            .try_for_each(|part| self.hold_at_once(part, deadline))
+    }
+
+    fn hold_at_once(&self, addresses: &[IpAddr], deadline: Instant) -> Result<(), NftError> {
         loop {
             let start = Instant::now();
             let left = deadline.saturating_duration_since(start + MARGIN);
-            Fence::hold(&mut self.nft.lock(), &[address], left)?;
+            Fence::hold(&mut self.nft.lock(), addresses, left)?;
             // The kernel counts from when it got it: had we been frozen on the way, that would be too long.
             if left.is_zero() || start.elapsed() <= MARGIN {
                 return Ok(());

@@ -93,13 +93,13 @@ pub trait NodeDataplane {
 
 /// The interface that floating IPs go on. Clones are of one thing.
 pub trait Uplink: Clone + Send + Sync + 'static {
-    /// Lets the node use a floating IP until `deadline` and no longer, whatever becomes of this process (E33). One that has passed ends
-    /// the use at once. It is called before a plan has the address, too.
+    /// Lets the node use floating IPs until `deadline` and no longer, whatever becomes of this process (E33). One that has passed ends
+    /// the use at once. It is called before a plan has the addresses, too, and for all that the node holds whenever its lease is renewed.
     ///
     /// # Errors
     ///
-    /// What keeps the kernel from it. The old deadline stands.
-    fn hold_until(&self, address: IpAddr, deadline: Instant) -> Result<(), Failure>;
+    /// What keeps the kernel from it. The old deadlines stand, of all addresses or of some.
+    fn hold_until(&self, addresses: &[IpAddr], deadline: Instant) -> Result<(), Failure>;
     /// Whether another host on the segment answers for `address`, asked as RFC 5227 and IPv6's duplicate address detection do. Takes
     /// `patience` if nobody does.
     fn answers(&self, address: IpAddr, patience: Duration) -> impl Future<Output = bool> + Send;
@@ -110,7 +110,7 @@ pub trait Uplink: Clone + Send + Sync + 'static {
 pub struct NoUplink;
 
 impl Uplink for NoUplink {
-    fn hold_until(&self, _: IpAddr, _: Instant) -> Result<(), Failure> {
+    fn hold_until(&self, _: &[IpAddr], _: Instant) -> Result<(), Failure> {
         Ok(())
     }
 

@@ -168,10 +168,13 @@ struct KernelUplink {
 }
 
 impl Uplink for KernelUplink {
-    fn hold_until(&self, address: IpAddr, deadline: Instant) -> Result<(), Failure> {
-        let held = self.deadlines.hold_until(address, deadline);
+    fn hold_until(&self, addresses: &[IpAddr], deadline: Instant) -> Result<(), Failure> {
+        let held = self.deadlines.hold_until(addresses, deadline);
         held.map_err(|error| Failure {
-            object: format!("floating IP {address}"),
+            object: match addresses {
+                [address] => format!("floating IP {address}"),
+                addresses => format!("{} floating IPs", addresses.len()),
+            },
             message: format!("{:#}", anyhow::Error::new(error)),
         })
     }

@@ -1,6 +1,7 @@
 //! E33: a floating IP is used until its deadline and no longer, whatever becomes of the agent.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use egressnat_dataplane::cleanup;
@@ -20,7 +21,7 @@ impl Network {
         self.open("n2", async move |dataplane| {
             dataplane
                 .deadlines()
-                .hold_until(FLOATING.parse().unwrap(), deadline)
+                .hold_until(&[FLOATING.parse().unwrap()], deadline)
                 .unwrap();
         });
         deadline
@@ -105,13 +106,13 @@ fn renewals_lose_no_packet() {
             let before = Instant::now();
             dataplane
                 .deadlines()
-                .hold_until(address, before + TIME)
+                .hold_until(&[address], before + TIME)
                 .unwrap();
             renewals.push(before.elapsed());
         }
         // Until all is counted.
         let later = Instant::now() + Duration::from_secs(60);
-        dataplane.deadlines().hold_until(address, later).unwrap();
+        dataplane.deadlines().hold_until(&[address], later).unwrap();
         renewals.sort();
         let of = |part: usize| renewals[(renewals.len() - 1) * part / 100];
         eprintln!(
@@ -127,6 +128,40 @@ fn renewals_lose_no_packet() {
     drop(senders);
     assert!(network.counted("out", "watch", "from") > 100);
     assert_eq!(late, 0);
+}
+
+#[test]
+fn the_deadlines_of_many_floating_ips_move_together() {
+    let network = Network::new();
+    network.apply_all("n2");
+    let addresses: Vec<IpAddr> = (0..2500u16)
+        .map(|host| IpAddr::from([172, 16, (host >> 8) as u8, host as u8]))
+        .chain([FLOATING.parse().unwrap()])
+        .collect();
+    let all = addresses.clone();
+    network.open("n2", async move |dataplane| {
+        for seconds in [60, 120] {
+            let deadline = Instant::now() + Duration::from_secs(seconds);
+            dataplane.deadlines().hold_until(&all, deadline).unwrap();
+            let read = dataplane.deadlines().read().unwrap();
+            assert!(read.keys().eq(BTreeSet::from_iter(&all)));
+            let earliest = deadline - Duration::from_secs(30);
+            assert!(
+                read.values()
+                    .all(|until| (earliest..deadline).contains(until))
+            );
+        }
+    });
+    assert_eq!(network.seen_by_udp(PODS[0], SERVER), seen());
+    let (silent, held) = (addresses[..2000].to_vec(), addresses[2000..].len());
+    network.open("n2", async move |dataplane| {
+        dataplane
+            .deadlines()
+            .hold_until(&silent, Instant::now())
+            .unwrap();
+        assert_eq!(dataplane.deadlines().read().unwrap().len(), held);
+    });
+    assert_eq!(network.seen_by_udp(PODS[0], SERVER), seen());
 }
 
 #[test]

@@ -186,7 +186,10 @@ impl Network {
         let deadline = Instant::now() + time;
         self.open("n2", async move |dataplane| {
             let address = FLOATING6.parse().unwrap();
-            dataplane.deadlines().hold_until(address, deadline).unwrap();
+            dataplane
+                .deadlines()
+                .hold_until(&[address], deadline)
+                .unwrap();
         });
         deadline
     }
@@ -547,7 +550,10 @@ fn cleanup_leaves_nothing_of_ipv6() {
     let with_deadline = async |dataplane: egressnat_dataplane::Dataplane| {
         let deadline = Instant::now() + Duration::from_secs(60);
         let address = FLOATING6.parse().unwrap();
-        dataplane.deadlines().hold_until(address, deadline).unwrap();
+        dataplane
+            .deadlines()
+            .hold_until(&[address], deadline)
+            .unwrap();
     };
     network.open("n1", with_deadline);
     assert!(state().iter().zip(&before).all(|(now, then)| now != then));

@@ -45,7 +45,7 @@ fn while_an_agent_lives_nobody_else_changes_its_tables() {
     network.open("n2", async move |mut dataplane| {
         let soon = Instant::now() + Duration::from_secs(60);
         let address = FLOATING.parse().unwrap();
-        dataplane.deadlines().hold_until(address, soon).unwrap();
+        dataplane.deadlines().hold_until(&[address], soon).unwrap();
         for attack in ATTACKS {
             assert!(!can(&namespace, attack), "{attack}");
         }

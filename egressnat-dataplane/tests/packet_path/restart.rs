@@ -233,7 +233,10 @@ fn a_table_of_an_older_layout_is_taken_over_under_traffic_with_its_deadlines() {
     let address = FLOATING.parse().unwrap();
     network.open("n2", async move |dataplane| {
         let deadline = Instant::now() + Duration::from_secs(60);
-        dataplane.deadlines().hold_until(address, deadline).unwrap();
+        dataplane
+            .deadlines()
+            .hold_until(&[address], deadline)
+            .unwrap();
     });
     // As the version before wrote it: fewer chains, and nobody's.
     for node in ["n1", "n2"] {

@@ -140,10 +140,10 @@ impl<U: Uplink> Ownership<U> {
         let silent = floating_ips.difference(usable).copied();
         let held = state.held(clock::now());
         let silent: Vec<IpAddr> = silent.filter(|address| held.contains(address)).collect();
-        if let Some(until) = state.holder.valid_until() {
-            for address in silent {
-                state.hold(&self.0.uplink, address, until);
-            }
+        if let Some(until) = state.holder.valid_until()
+            && !silent.is_empty()
+        {
+            state.hold(&self.0.uplink, &silent, until);
         }
     }
 
@@ -202,7 +202,7 @@ impl<U: Uplink> Ownership<U> {
         state.holder.read(lease);
         let mut renewal = state.holder.renewal(lease);
         for address in std::mem::take(&mut state.releasing) {
-            if let Err(failure) = self.0.uplink.hold_until(address, Instant::now()) {
+            if let Err(failure) = self.0.uplink.hold_until(&[address], Instant::now()) {
                 tracing::error!(
                     %address,
                     message = failure.message,
@@ -237,11 +237,13 @@ impl<U: Uplink> Ownership<U> {
     fn step(&self, mut state: MutexGuard<'_, State>) {
         let now = clock::now();
         let mut probes = Vec::new();
+        // A renewed lease moves the deadline of all that is held.
+        let mut deadlines: BTreeMap<Time, Vec<IpAddr>> = BTreeMap::new();
         for step in state.holder.step(now) {
             match step {
                 HolderStep::HoldUntil(address, until) => {
                     state.releasing.remove(&address);
-                    state.hold(&self.0.uplink, address, until);
+                    deadlines.entry(until).or_default().push(address);
                 }
                 HolderStep::Release(address) => {
                     state.releasing.insert(address);
@@ -252,6 +254,9 @@ impl<U: Uplink> Ownership<U> {
                     is_handed_over,
                 } => probes.push((address, generation, is_handed_over)),
             }
+        }
+        for (until, addresses) in deadlines {
+            state.hold(&self.0.uplink, &addresses, until);
         }
         let held = state.held(now);
         if held != state.held {
@@ -299,18 +304,30 @@ impl State {
             .collect()
     }
 
-    fn hold(&mut self, uplink: &impl Uplink, address: IpAddr, until: Time) {
-        match uplink.hold_until(address, clock::instant(until)) {
-            Ok(()) => {
-                self.unfenced.remove(&address);
+    fn hold(&mut self, uplink: &impl Uplink, addresses: &[IpAddr], until: Time) {
+        match (
+            uplink.hold_until(addresses, clock::instant(until)),
+            addresses,
+        ) {
+            (Ok(()), addresses) => {
+                for address in addresses {
+                    self.unfenced.remove(address);
+                }
             }
-            Err(failure) => {
+            (Err(failure), [address]) => {
+                let address = *address;
                 // One that had a deadline keeps it.
                 if self.held.contains(&address) {
                     tracing::error!(%address, message = failure.message, "the deadline of a floating IP cannot be moved");
                 } else if self.unfenced.get(&address) != Some(&failure.message) {
                     tracing::error!(%address, message = failure.message, "a floating IP cannot be held");
                     self.unfenced.insert(address, failure.message);
+                }
+            }
+            // One may be to blame, and the others are not to fall silent for it.
+            (Err(_), addresses) => {
+                for address in addresses {
+                    self.hold(uplink, &[*address], until);
                 }
             }
         }

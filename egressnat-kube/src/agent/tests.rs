@@ -29,8 +29,9 @@ impl Recording {
 }
 
 impl Uplink for Recording {
-    fn hold_until(&self, address: IpAddr, deadline: Instant) -> Result<(), Failure> {
-        self.deadlines.lock().unwrap().insert(address, deadline);
+    fn hold_until(&self, addresses: &[IpAddr], deadline: Instant) -> Result<(), Failure> {
+        let deadlines = addresses.iter().map(|address| (*address, deadline));
+        self.deadlines.lock().unwrap().extend(deadlines);
         Ok(())
     }
 

@@ -110,7 +110,7 @@ struct Recording {
 pub(crate) struct Neighborly;
 
 impl Uplink for Neighborly {
-    fn hold_until(&self, _: IpAddr, _: Instant) -> Result<(), Failure> {
+    fn hold_until(&self, _: &[IpAddr], _: Instant) -> Result<(), Failure> {
         Ok(())
     }
 

@@ -56,7 +56,7 @@ fn while_an_agent_lives_nobody_else_changes_its_table_of_ipv6() {
         // By the socket that the tables belong to.
         let deadlines = dataplane.deadlines();
         deadlines
-            .hold_until(FLOATING6.parse().unwrap(), soon)
+            .hold_until(&[FLOATING6.parse().unwrap()], soon)
             .unwrap();
         for attack in [
             "nft delete table ip6 egressnat",
@@ -107,7 +107,7 @@ fn the_end_of_a_deadline_restores_nothing() {
         let deadlines = dataplane.deadlines();
         let address = FLOATING6.parse().unwrap();
         deadlines
-            .hold_until(address, Instant::now() + Duration::from_millis(300))
+            .hold_until(&[address], Instant::now() + Duration::from_millis(300))
             .unwrap();
         let report = loop {
             let report = dataplane.apply(&plan).await;
@@ -118,7 +118,7 @@ fn the_end_of_a_deadline_restores_nothing() {
         };
         assert_eq!((report.changes, report.failures), (0, vec![]));
         deadlines
-            .hold_until(address, Instant::now() + Duration::from_secs(60))
+            .hold_until(&[address], Instant::now() + Duration::from_secs(60))
             .unwrap();
         let report = dataplane.apply(&plan).await;
         assert_eq!((report.changes, report.restored), (0, vec![]));
