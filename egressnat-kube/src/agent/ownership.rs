@@ -333,3 +333,42 @@ impl State {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use egressnat_core::Failure;
+
+    /// Refuses whatever one address is among, and remembers the others.
+    #[derive(Clone)]
+    struct Refusing(IpAddr, Arc<Mutex<BTreeSet<IpAddr>>>);
+
+    impl Uplink for Refusing {
+        fn hold_until(&self, addresses: &[IpAddr], _: Instant) -> Result<(), Failure> {
+            if addresses.contains(&self.0) {
+                return Err(Failure {
+                    object: self.0.to_string(),
+                    message: "no".to_owned(),
+                });
+            }
+            self.1.lock().unwrap().extend(addresses);
+            Ok(())
+        }
+
+        async fn answers(&self, _: IpAddr, _: Duration) -> bool {
+            false
+        }
+    }
+
+    #[test]
+    fn of_many_floating_ips_one_that_cannot_be_held_silences_no_other_e33() {
+        let all = [1, 2, 3].map(|host| IpAddr::from([192, 168, 1, host]));
+        let uplink = Refusing(all[1], Arc::default());
+        let (node, lease) = ("worker1".parse().unwrap(), Duration::from_secs(5));
+        let ownership = Ownership::new(node, lease, uplink.clone(), BTreeMap::new());
+        let mut state = ownership.state();
+        state.hold(&uplink, &all, clock::now().after(lease));
+        assert!(state.unfenced.keys().eq([&all[1]]));
+        assert_eq!(*uplink.1.lock().unwrap(), [all[0], all[2]].into());
+    }
+}
