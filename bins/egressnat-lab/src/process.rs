@@ -3,6 +3,7 @@
 
 use std::fs::{self, File};
 use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -115,6 +116,39 @@ pub(crate) fn kill_all(lab: &Path, is_meant: impl Fn(&str) -> bool) -> Result<()
     })
 }
 
+/// Stops a process, and waits until it stands still.
+pub(crate) fn stop(pid: Pid) -> Result<()> {
+    signal(pid, Signal::SIGSTOP)?;
+    until("a process to stand still", Duration::from_secs(10), || {
+        let state = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        state.contains(") T ").then_some(())
+    })
+}
+
+/// Whether a process has the lock of a file somewhere below a directory (`/proc/locks`: number, kind, two words, process, device
+/// and inode).
+pub(crate) fn has_lock_below(pid: Pid, directory: &Path) -> bool {
+    let locks = fs::read_to_string("/proc/locks").unwrap_or_default();
+    let inode = |line: &str| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let is_of_process = words.get(4)? == &pid.to_string();
+        let (_, inode) = words.get(5)?.rsplit_once(':')?;
+        is_of_process.then(|| inode.parse::<u64>().ok()).flatten()
+    };
+    let locked: Vec<u64> = locks.lines().filter_map(inode).collect();
+    let mut directories = vec![directory.to_owned()];
+    while let Some(directory) = directories.pop() {
+        for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+            match entry.metadata() {
+                Ok(metadata) if metadata.is_dir() => directories.push(entry.path()),
+                Ok(metadata) if locked.contains(&metadata.ino()) => return true,
+                _ => {}
+            }
+        }
+    }
+    false
+}
+
 /// Sends a signal; a process that is gone already is fine.
 pub(crate) fn signal(pid: Pid, signal: Signal) -> Result<()> {
     match kill(pid, signal) {
@@ -135,4 +169,27 @@ pub(crate) fn program(name: &str) -> Result<PathBuf> {
         .map(|directory| directory.join(name))
         .find(|path| path.is_file());
     found.with_context(|| format!("{name} is not beside this program: run 'cargo build --workspace', or set EGRESSNAT_BIN_DIR"))
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::fcntl::{Flock, FlockArg};
+
+    use super::*;
+
+    #[test]
+    fn who_has_a_lock_below_a_directory_is_found() {
+        let directory = tempfile::tempdir().unwrap();
+        let locks = directory.path().join("locks");
+        fs::create_dir(&locks).unwrap();
+        let (own, path) = (Pid::this(), locks.join("7"));
+        let has_lock = || has_lock_below(own, directory.path());
+        assert!(!has_lock());
+        let file = File::create(&path).unwrap();
+        let lock = Flock::lock(file, FlockArg::LockExclusiveNonblock).unwrap();
+        assert!(has_lock());
+        assert!(!has_lock_below(Pid::from_raw(1), directory.path()));
+        drop(lock);
+        assert!(!has_lock());
+    }
 }

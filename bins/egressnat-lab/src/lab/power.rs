@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::PathBuf;
 use std::process::Output;
+use std::time::Duration;
 
 use anyhow::{Result, bail};
 use egressnat_kube::{Kind, ObjectKey};
@@ -10,6 +11,7 @@ use nix::sys::signal::Signal;
 
 use super::{Lab, agent_name};
 use crate::container::Container;
+use crate::probe::until;
 use crate::target::Target;
 use crate::{netns, process};
 
@@ -105,13 +107,26 @@ impl Lab {
         Ok(self.agent(node)?.as_raw())
     }
 
-    /// Stops a node's agent in its tracks (SIGSTOP); its kernel goes on.
+    /// Stops a node's agent in its tracks (SIGSTOP); its kernel goes on. Not while it writes an object: in a directory of objects
+    /// one writes at a time, and all others would stand still with it, which no API server does.
     ///
     /// # Errors
     ///
     /// None runs.
     pub fn freeze(&self, node: &str) -> Result<()> {
-        process::signal(self.agent(node)?, Signal::SIGSTOP)
+        let (agent, objects) = (self.agent(node)?, self.objects());
+        until(
+            "a moment between two writes",
+            Duration::from_secs(10),
+            || {
+                process::stop(agent).ok()?;
+                let is_writing = process::has_lock_below(agent, &objects);
+                if is_writing {
+                    process::signal(agent, Signal::SIGCONT).ok()?;
+                }
+                (!is_writing).then_some(())
+            },
+        )
     }
 
     /// Lets a frozen agent go on.
