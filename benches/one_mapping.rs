@@ -108,7 +108,7 @@ fn replace_the_table() -> f64 {
     let path = file.path().display().to_string();
     let script = format!(
         "{{ echo 'add table ip copy'; echo 'delete table ip copy'; \
-         nft list table ip egressnat | grep -v '^\tflags ' | sed 's/^table ip egressnat/table ip copy/'; }} > {path}"
+         nft list table ip egressnat | grep -v -e '^\tflags ' -e ' zone set ' | sed 's/^table ip egressnat/table ip copy/'; }} > {path}"
     );
     let list = Command::new("sh").args(["-c", &script]).status();
     assert!(list.expect("sh").success());
