@@ -9,7 +9,7 @@ use nftnl::{Chain, ProtoFamily, Rule};
 use nftnl_sys as sys;
 
 use super::counter::{Counter, OBJECT_COUNTER};
-use super::set::WORD;
+use super::set::{WORD, milliseconds};
 use crate::family::Family;
 
 enum Value {
@@ -79,13 +79,9 @@ impl Expr {
     }
 }
 
-/// `meta mark & mask . ip saddr`, `meta mark & mask . ip6 saddr`
-pub(super) fn mark_and_source(mask: u32, family: Family) -> [Expr; 3] {
-    [
-        mark(),
-        and(mask),
-        source(family).into_register(FIRST_WORD + 1),
-    ]
+/// `. ip saddr`, `. ip6 saddr`: behind a word that is loaded already.
+pub(super) fn source_behind(family: Family) -> Expr {
+    source(family).into_register(FIRST_WORD + 1)
 }
 
 /// `.`: loads one behind the other, each in as many whole words as it takes.
@@ -433,8 +429,7 @@ const DELETE_ELEMENT: u32 = 2;
 /// `update @set`: what is loaded stays in the set for so long from now.
 pub(super) fn update(set: &CStr, time: Duration) -> Expr {
     let mut update = change_set(set, libc::NFT_DYNSET_OP_UPDATE as u32);
-    let milliseconds = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
-    let timeout = Value::U64(milliseconds);
+    let timeout = Value::U64(milliseconds(time));
     update
         .attributes
         .push((sys::NFTNL_EXPR_DYNSET_TIMEOUT as u16, timeout));

@@ -129,7 +129,7 @@ fn types(parts: &[u32]) -> u32 {
     parts.iter().fold(0, |all, one| (all << TYPE_BITS) | one)
 }
 
-fn milliseconds(time: Duration) -> u64 {
+pub(super) fn milliseconds(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 

@@ -432,9 +432,9 @@ impl Ruleset {
         fence::add_forwarded(self.family, &chain, batch);
         // A flow has the address of its first packet, whatever is decided later.
         let mut untranslated: Vec<Expr> = self.is_decided().into();
-        untranslated.push(expr::is_not(&self.mark.keep().to_ne_bytes()));
-        untranslated.extend(expr::mark_and_source(self.mark.mask(), self.family));
         untranslated.extend([
+            expr::is_not(&self.mark.keep().to_ne_bytes()),
+            expr::source_behind(self.family),
             expr::is_not_in(SetName::Translated.as_cstr()),
             expr::counter(),
             expr::drop_packet(),
