@@ -81,7 +81,7 @@ impl NodeDataplane for Nothing {
     async fn apply(&mut self, plan: &NodePlan) -> Report {
         println!("{} {}", plan.pods.len(), plan.destinations.len());
         Report {
-            floating_ips: plan.floating_ips.clone(),
+            floating_ips: plan.floating_ips.clone().into(),
             ..Report::default()
         }
     }

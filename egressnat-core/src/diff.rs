@@ -93,6 +93,19 @@ impl fmt::Display for Change {
 /// * A policy set has its destinations before a pod uses it; no pod uses it any more when they go.
 /// * While a table changes, each destination is decided as before or as after, whatever else lies around it (E43).
 pub fn diff(observed: &NodePlan, desired: &NodePlan) -> Vec<Change> {
+    let differing = observed
+        .floating_ips
+        .symmetric_difference(&desired.floating_ips);
+    diff_with(observed, desired, differing.copied())
+}
+
+/// The same, for who knows already which floating IPs only one of the two has: of ten thousand mostly one has changed, and to find it again
+/// is most of what a comparison costs. `differing` may have others, but has to have all of those, each once.
+pub fn diff_with(
+    observed: &NodePlan,
+    desired: &NodePlan,
+    differing: impl IntoIterator<Item = IpAddr>,
+) -> Vec<Change> {
     let mut changes = Vec::new();
     let mut missing =
         |have: &BTreeSet<IpNet>, want: &BTreeSet<IpNet>, change: fn(IpNet) -> Change| {
@@ -120,12 +133,12 @@ pub fn diff(observed: &NodePlan, desired: &NodePlan) -> Vec<Change> {
             .difference(&d.peers)
             .map(|ip| Change::RemovePeer(*ip)),
     );
-    // They may be ten thousand, of which one has changed: both sides are walked once.
-    for ip in o.floating_ips.symmetric_difference(&d.floating_ips) {
-        changes.extend(match d.floating_ips.contains(ip) {
-            true => [Change::AddSnat(*ip), Change::AddAddress(*ip)],
-            false => [Change::RemoveAddress(*ip), Change::RemoveSnat(*ip)],
-        });
+    for ip in differing {
+        match (o.floating_ips.contains(&ip), d.floating_ips.contains(&ip)) {
+            (false, true) => changes.extend([Change::AddSnat(ip), Change::AddAddress(ip)]),
+            (true, false) => changes.extend([Change::RemoveAddress(ip), Change::RemoveSnat(ip)]),
+            _ => {}
+        }
     }
     entries(
         &mut changes,

@@ -2,6 +2,7 @@
 
 use alloc::collections::BTreeSet;
 use alloc::string::String;
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
 use core::net::IpAddr;
@@ -75,8 +76,9 @@ impl fmt::Display for Restored {
 pub struct Report {
     /// How many kernel objects were written or removed: 0 when everything was right already.
     pub changes: usize,
-    /// The floating IPs that are in use on this node now: translated to, and answered for.
-    pub floating_ips: BTreeSet<IpAddr>,
+    /// The floating IPs that are in use on this node now: translated to, and answered for. Shared with who made the report: they may be
+    /// ten thousand.
+    pub floating_ips: Arc<BTreeSet<IpAddr>>,
     /// What somebody else had removed or altered since the last time, and is as planned again. It counts among the changes.
     pub restored: Vec<Restored>,
     /// What could not be done; everything else was.

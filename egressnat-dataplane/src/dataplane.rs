@@ -6,6 +6,7 @@ mod claims;
 mod doubt;
 mod ensure;
 mod floating;
+mod followed;
 mod host;
 mod indices;
 mod kept;
@@ -17,7 +18,7 @@ mod tables;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use egressnat_core::{Change, Failure, NodePlan, Report, Resource, between, diff};
+use egressnat_core::{Change, Failure, NodePlan, Report, Resource, between, diff, diff_with};
 use ipnet::IpNet;
 use thiserror::Error;
 
@@ -43,6 +44,7 @@ use crate::redecide::{affected_pods, forget_stale, selected_pods};
 use crate::segment::Segment;
 use applicable::applicable;
 use doubt::Doubts;
+use followed::Followed;
 use host::HostFindings;
 use kept::Kept;
 use observe::Located;
@@ -119,8 +121,7 @@ pub struct Dataplane {
     /// Whether every running connection is as the kept plan decides. An agent may have been killed between a decision and this.
     is_settled: bool,
     host: HostFindings,
-    /// The floating IPs of the last plan that could be applied.
-    wanted: BTreeSet<IpAddr>,
+    followed: Followed,
     /// By which what others did is told from what the plan changed.
     restoration: Restoration,
     guard_file: Option<GuardFile>,
@@ -203,7 +204,7 @@ impl Dataplane {
             located: None,
             is_settled: false,
             host: HostFindings::default(),
-            wanted: BTreeSet::new(),
+            followed: Followed::default(),
             restoration: Restoration::default(),
             guard_file,
             _lock: lock,
@@ -328,8 +329,8 @@ impl Dataplane {
         if doubts == Doubts::ALL {
             self.restoration.note_reading();
         }
-        let last = std::mem::take(&mut self.wanted);
-        let mut desired = applicable(plan, last, &self.families, &interfaces, findings);
+        let floating_ips = self.followed.want(&plan.floating_ips, &self.families);
+        let mut desired = applicable(plan, floating_ips, &self.families, &interfaces, findings);
         // What this node's own pods sent while a floating IP was on its way here comes back through the tunnel.
         let own = self.uplink.addresses.iter().map(IpNet::addr);
         let own = own.filter(|address| self.families.contains(&Family::of(*address)));
@@ -340,7 +341,15 @@ impl Dataplane {
             kept.count_halves(&desired.floating_ips);
         }
         let was_settled = std::mem::replace(&mut self.is_settled, false);
-        let mut changes = diff(&self.kept.plan, &desired);
+        let mut changes = match doubts.exist() {
+            true => diff(&self.kept.plan, &desired),
+            false => {
+                let differing = self.followed.differing(&self.kept);
+                let changes = diff_with(&self.kept.plan, &desired, differing);
+                debug_assert_eq!(changes, diff(&self.kept.plan, &desired));
+                changes
+            }
+        };
         self.allocate_indices(&changes, report);
         let affected = match was_settled {
             true => affected_pods(&changes, &self.kept.plan, &desired),
@@ -385,20 +394,18 @@ impl Dataplane {
             fail(report, "answers to flows that were forgotten", &error);
         }
         self.free_indices(used, &desired.floating_ips, &steered, report);
-        let expired = self.expired();
-        report.floating_ips = self.usable(&expired);
-        let others = changes.iter().filter_map(|change| match change {
-            Change::AddAddress(address) => Some(*address),
-            _ => None,
-        });
-        let others = others.chain(steered).chain(expired).collect();
-        findings.extend(self.tell_claims(&report.floating_ips, others));
-        findings.extend(self.look_at_host(plan, &interfaces, doubts));
         if let Some(file) = &mut self.guard_file
             && let Err(error) = file.keep(GuardedRanges::of(&desired))
         {
             fail(report, "guard after a reboot", &error);
         }
+        let expired = self.expired();
+        let others = changes.iter().filter_map(|change| match change {
+            Change::AddAddress(address) => Some(*address),
+            _ => None,
+        });
+        let others = others.chain(steered).chain(expired.iter().copied());
+        let others = others.collect();
         let comparison = Comparison {
             before,
             desired: &desired,
@@ -407,7 +414,12 @@ impl Dataplane {
             undone,
         };
         self.restoration.finish(comparison, report);
-        self.wanted = desired.floating_ips;
+        let counted = self
+            .followed
+            .settle(desired.floating_ips, &mut self.kept, expired);
+        report.floating_ips = self.followed.usable();
+        findings.extend(self.tell_claims(counted, others));
+        findings.extend(self.look_at_host(plan, &interfaces, doubts));
     }
 
     /// Makes the kernel forget connections of pods that were decided otherwise than `plan` does. Returns how many there were.

@@ -170,11 +170,12 @@ impl Prober {
         }
     }
 
-    /// Says what to listen for: the addresses that are held here, and those that other nodes may hold.
-    pub(crate) fn listen_for(&mut self, held: &BTreeSet<IpAddr>, others: BTreeSet<IpAddr>) {
-        // Those of IPv6 are behind those of IPv4.
-        self.listen_in_families_of(held.last().into_iter().chain(others.last()));
-        self.ledger.heard().follow_only(held, others);
+    /// Says what to listen for: the addresses that are held here, of which it is said again whether they are for those that may have changed,
+    /// and those that other nodes may hold.
+    pub(crate) fn listen_for(&mut self, counted: Vec<(IpAddr, bool)>, others: BTreeSet<IpAddr>) {
+        let held = counted.iter().map(|(address, _)| address);
+        self.listen_in_families_of(held.chain(&others));
+        self.ledger.heard().follow_only(counted, others);
     }
 
     /// Says that an address is held here from now on: what was said of it before was about its old holder.

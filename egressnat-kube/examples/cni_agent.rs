@@ -33,7 +33,7 @@ impl NodeDataplane for Printer {
         println!("{plan:#?}");
         // With what could not be done in `failures`, which is told and tried again.
         Report {
-            floating_ips: plan.floating_ips.clone(),
+            floating_ips: plan.floating_ips.clone().into(),
             ..Report::default()
         }
     }

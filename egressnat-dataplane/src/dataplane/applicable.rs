@@ -45,10 +45,10 @@ pub(super) fn missed(plan: &NodePlan, family: Family) -> Option<String> {
 }
 
 /// The part of a plan that can be applied now: the families that this node has, pods that have an interface, ranges without
-/// overlap. `last` has the floating IPs that were applicable the last time.
+/// overlap. `floating_ips` are those of the plan that are of these families.
 pub(super) fn applicable(
     plan: &NodePlan,
-    last: BTreeSet<IpAddr>,
+    floating_ips: BTreeSet<IpAddr>,
     families: &BTreeSet<Family>,
     interfaces: &PodInterfaces,
     findings: &mut Vec<Failure>,
@@ -101,7 +101,7 @@ pub(super) fn applicable(
             .collect(),
         destinations,
         deciders,
-        floating_ips: followed(last, &plan.floating_ips, families),
+        floating_ips,
         peers: plan.peers.iter().copied().filter(has_family).collect(),
         pod_ranges: ranges(&plan.pod_ranges),
         internal_ranges: ranges(&plan.internal_ranges),
@@ -111,31 +111,8 @@ pub(super) fn applicable(
 }
 
 /// The first address and the last: IPv4 is before IPv6, so all families are among them.
-fn ends(addresses: &BTreeSet<IpAddr>) -> impl Iterator<Item = &IpAddr> {
+pub(super) fn ends(addresses: &BTreeSet<IpAddr>) -> impl Iterator<Item = &IpAddr> {
     addresses.first().into_iter().chain(addresses.last())
-}
-
-/// The addresses of these families, made of those of the last time: of ten thousand mostly one has changed, which is found sooner than
-/// all are copied.
-fn followed(
-    mut last: BTreeSet<IpAddr>,
-    addresses: &BTreeSet<IpAddr>,
-    families: &BTreeSet<Family>,
-) -> BTreeSet<IpAddr> {
-    let has_family = |address: &&IpAddr| families.contains(&Family::of(**address));
-    if !ends(addresses).all(|address| has_family(&address)) {
-        return addresses.iter().filter(has_family).copied().collect();
-    }
-    if last == *addresses {
-        return last;
-    }
-    let changed: Vec<IpAddr> = last.symmetric_difference(addresses).copied().collect();
-    for address in changed {
-        if !last.remove(&address) {
-            last.insert(address);
-        }
-    }
-    last
 }
 
 /// The rules that packets of these families can match.
@@ -221,31 +198,6 @@ mod tests {
         };
         assert_eq!(kept(&Family::ALL), ranges(&["8.8.8.0/24", "2001:db9::/32"]));
         assert_eq!(kept(&[Family::Ipv4]), ranges(&["8.8.8.0/24"]));
-    }
-
-    #[test]
-    fn floating_ips_follow_the_plan_and_the_families_of_the_node() {
-        let addresses = |texts: &[&str]| -> BTreeSet<IpAddr> {
-            texts.iter().map(|text| text.parse().unwrap()).collect()
-        };
-        let (both, ipv4) = (BTreeSet::from(Family::ALL), [Family::Ipv4].into());
-        let mut last = BTreeSet::new();
-        for (families, planned, want) in [
-            (
-                &both,
-                &["10.0.0.1", "fd00::1"][..],
-                &["10.0.0.1", "fd00::1"][..],
-            ),
-            (&both, &["10.0.0.2", "fd00::1"], &["10.0.0.2", "fd00::1"]),
-            (&ipv4, &["10.0.0.2", "fd00::1"], &["10.0.0.2"]),
-            (&ipv4, &["fd00::1"], &[]),
-            (&ipv4, &["10.0.0.1"], &["10.0.0.1"]),
-            (&both, &["10.0.0.1", "fd00::1"], &["10.0.0.1", "fd00::1"]),
-            (&both, &[], &[]),
-        ] {
-            last = followed(last, &addresses(planned), families);
-            assert_eq!(last, addresses(want), "{families:?}");
-        }
     }
 
     #[test]

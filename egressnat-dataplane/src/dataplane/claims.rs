@@ -67,14 +67,14 @@ impl Dataplane {
         taken.into_keys().collect()
     }
 
-    /// Listens for the addresses that are held here, and others that count now, and tells who claims one that is held. It is not given up for
-    /// that, nor defended: who may have it is the cluster's decision.
+    /// Listens for the addresses that are held here, of which these are counted anew, and others that count now, and tells who claims one that
+    /// is held. It is not given up for that, nor defended: who may have it is the cluster's decision.
     pub(super) fn tell_claims(
         &mut self,
-        held: &BTreeSet<IpAddr>,
+        counted: Vec<(IpAddr, bool)>,
         others: BTreeSet<IpAddr>,
     ) -> Vec<Failure> {
-        self.prober.listen_for(held, others);
+        self.prober.listen_for(counted, others);
         let claims = self.prober.claims().into_iter();
         let told = claims.map(|(address, mac)| Failure {
             object: format!("floating IP {address}"),

@@ -34,6 +34,8 @@ pub(super) struct Kept {
     translated: BTreeSet<(u32, IpAddr)>,
     /// Floating IPs of which something is missing.
     halves: BTreeSet<IpAddr>,
+    /// Floating IPs that were counted anew since somebody took them from here.
+    counted: BTreeSet<IpAddr>,
 }
 
 impl Kept {

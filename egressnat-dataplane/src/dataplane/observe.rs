@@ -89,17 +89,8 @@ impl Dataplane {
         self.kept.count_pods();
     }
 
-    /// The floating IPs that are in use: on the uplink, translated to, and before their deadline if they have one.
-    pub(super) fn usable(&self, expired: &[IpAddr]) -> BTreeSet<IpAddr> {
-        let mut usable = self.kept.whole();
-        for address in expired {
-            usable.remove(address);
-        }
-        usable
-    }
-
     /// The addresses whose deadline has come.
-    pub(super) fn expired(&self) -> Vec<IpAddr> {
+    pub(super) fn expired(&self) -> BTreeSet<IpAddr> {
         Fence::expired(&self.nft.lock())
     }
 }

@@ -184,7 +184,7 @@ impl Fence {
     }
 
     /// The addresses whose deadline has come.
-    pub(crate) fn expired(owner: &Owner) -> Vec<IpAddr> {
+    pub(crate) fn expired(owner: &Owner) -> BTreeSet<IpAddr> {
         let now = Instant::now();
         let expired = owner.fenced.iter().filter(|(_, until)| **until <= now);
         expired.map(|(address, _)| *address).collect()

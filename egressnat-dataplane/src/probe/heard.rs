@@ -77,11 +77,14 @@ impl Heard {
         self.others.extend(addresses);
     }
 
-    /// Keeps what is said about the addresses that are held here and about these others, and about none else.
-    pub(super) fn follow_only(&mut self, held: &BTreeSet<IpAddr>, others: BTreeSet<IpAddr>) {
-        // Mostly they are those that it was told of one by one.
-        if self.held != *held {
-            self.held.clone_from(held);
+    /// Keeps what is said about the addresses that are held here, of which these are counted anew, and about these others, and about none
+    /// else.
+    pub(super) fn follow_only(&mut self, counted: Vec<(IpAddr, bool)>, others: BTreeSet<IpAddr>) {
+        for (address, is_held) in counted {
+            match is_held {
+                true => self.held.insert(address),
+                false => self.held.remove(&address),
+            };
         }
         self.others = others;
         let mut claims = std::mem::take(&mut self.claims);

@@ -281,7 +281,7 @@ fn of_a_batch_that_is_refused_half_way_all_else_is_written_and_the_rest_is_told(
         let text = &report.failures[0].message;
         assert_names(text, &["nf_tables refused snat to 192.168.1.102"]);
         // None is announced that is not translated to.
-        assert_eq!(report.floating_ips, [100, 101].map(host).into());
+        assert_eq!(*report.floating_ips, [100, 101].map(host).into());
 
         let again = dataplane.apply(&wanted).await;
         assert_eq!(again.failures, report.failures);
@@ -289,7 +289,7 @@ fn of_a_batch_that_is_refused_half_way_all_else_is_written_and_the_rest_is_told(
         limit(100);
         let after = dataplane.apply(&wanted).await;
         assert_eq!(after.failures, []);
-        assert_eq!(after.floating_ips, wanted.floating_ips);
+        assert_eq!(*after.floating_ips, wanted.floating_ips);
         assert_eq!(after.restored, []);
     });
     let addresses = network.ip("n1", "addr show dev eth0");

@@ -124,7 +124,7 @@ fn a_thousand_floating_ips_come_and_go_in_one_batch_each_and_what_is_written_is_
             let report = dataplane.apply(&wanted).await;
             eprintln!("{MANY} floating IPs {what}: {:?}", start.elapsed());
             assert_eq!(report.failures, []);
-            assert_eq!(report.floating_ips, wanted.floating_ips);
+            assert_eq!(*report.floating_ips, wanted.floating_ips);
             assert_eq!(monitor.batches(), 1, "{what}");
             // One by one it would be minutes.
             assert!(start.elapsed() < Duration::from_secs(60), "{what}");
@@ -177,7 +177,7 @@ fn what_others_do_between_two_applies_is_seen_by_the_second() {
             let is_restored = report.restored.iter().any(|one| one.resource == resource);
             assert!(is_restored, "{attack}: {report:?}");
             assert_eq!(report.failures, [], "{attack}");
-            assert_eq!(report.floating_ips, wanted.floating_ips, "{attack}");
+            assert_eq!(*report.floating_ips, wanted.floating_ips, "{attack}");
             let again = dataplane.apply(&wanted).await;
             let outcome = (again.changes, again.failures, again.restored);
             assert_eq!(outcome, (0, vec![], vec![]), "{attack}");

@@ -455,7 +455,7 @@ fn at_its_deadline_a_floating_ip_of_ipv6_falls_silent_without_an_agent() {
 
     // The agent is back, and knows that it is not in use; IPv4 is.
     let report = network.apply("n2", plan("n2", "n2"));
-    assert_eq!((report.changes, report.floating_ips), (0, BTreeSet::new()));
+    assert_eq!((report.changes, report.floating_ips.len()), (0, 0));
     network.hold6_for(Duration::from_secs(60));
     eventually(seen(FLOATING6), || network.seen_by_udp(PODS[0], SERVER6));
 
@@ -491,7 +491,7 @@ fn applying_both_families_again_changes_nothing_also_after_a_restart() {
     });
     assert_eq!((report.changes, report.failures), (0, vec![]), "E45");
     let both = [FLOATING, FLOATING6].map(|address| address.parse().unwrap());
-    assert_eq!(report.floating_ips, both.into());
+    assert_eq!(*report.floating_ips, both.into());
 }
 
 #[test]

@@ -110,7 +110,7 @@ fn applying_again_changes_nothing_also_after_a_restart() {
     assert_eq!(changes[1..], [0, 0]);
     let report = network.apply("n1", plan("n1", "n1"));
     assert_eq!((report.changes, report.failures), (0, vec![]), "E45");
-    assert_eq!(report.floating_ips, [FLOATING.parse().unwrap()].into());
+    assert_eq!(*report.floating_ips, [FLOATING.parse().unwrap()].into());
 }
 
 #[test]

@@ -90,7 +90,7 @@ fn an_address_that_another_host_has_is_not_taken_until_that_lets_go() {
     assert_eq!(failure.object, format!("floating IP {FLOATING}"));
     assert!(failure.message.contains(&network.mac("out")), "{failure:?}");
     assert!(!network.has_address("n1"));
-    assert_eq!(report.floating_ips, [].into());
+    assert_eq!(*report.floating_ips, [].into());
 
     let let_go = network.outside("out", |run| {
         run(&format!("ip addr del {FLOATING}/32 dev eth0"))
@@ -100,7 +100,7 @@ fn an_address_that_another_host_has_is_not_taken_until_that_lets_go() {
         thread::spawn(let_go).join().unwrap();
         apply_until_complete(&mut dataplane, "n1").await
     });
-    assert_eq!(report.floating_ips, [FLOATING.parse().unwrap()].into());
+    assert_eq!(*report.floating_ips, [FLOATING.parse().unwrap()].into());
     assert!(network.has_address("n1"));
     assert_eq!(
         network.seen_by_tcp("10.10.1.2", SERVER),
@@ -136,7 +136,7 @@ fn an_address_that_its_old_holder_still_has_is_waited_for_e33() {
         (report, was_given_up)
     });
     assert!(was_given_up, "two nodes had it");
-    assert_eq!(report.floating_ips, [FLOATING.parse().unwrap()].into());
+    assert_eq!(*report.floating_ips, [FLOATING.parse().unwrap()].into());
 }
 
 #[test]
@@ -170,7 +170,7 @@ fn who_claims_an_address_that_is_held_is_told_and_the_address_is_kept() {
     };
     assert_eq!(failure.object, format!("floating IP {FLOATING}"));
     assert!(failure.message.contains(&mac), "{failure:?}");
-    assert_eq!(report.floating_ips, [FLOATING.parse().unwrap()].into());
+    assert_eq!(*report.floating_ips, [FLOATING.parse().unwrap()].into());
     assert!(network.has_address("n1"));
 }
 
@@ -198,7 +198,7 @@ fn who_asks_nobody_takes_an_address_whoever_was_heard_to_have_it() {
         thread::spawn(claim).join().unwrap();
         dataplane.apply(&plan("n1", "n1")).await
     });
-    assert_eq!(report.floating_ips, [FLOATING.parse().unwrap()].into());
+    assert_eq!(*report.floating_ips, [FLOATING.parse().unwrap()].into());
 }
 
 #[test]

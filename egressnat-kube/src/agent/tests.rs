@@ -58,7 +58,7 @@ impl NodeDataplane for Recording {
     async fn apply(&mut self, plan: &NodePlan) -> Report {
         *self.plan.lock().unwrap() = Some(plan.clone());
         Report {
-            floating_ips: self.used(),
+            floating_ips: self.used().into(),
             ..Report::default()
         }
     }

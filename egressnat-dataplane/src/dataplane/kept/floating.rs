@@ -79,13 +79,19 @@ impl Kept {
         parts.is_some_and(|parts| is_translated(parts, egress.mark(address)))
     }
 
-    /// The floating IPs of which everything is in place.
-    pub(in crate::dataplane) fn whole(&self) -> BTreeSet<IpAddr> {
-        let mut whole = self.plan.floating_ips.clone();
-        for half in &self.halves {
-            whole.remove(half);
-        }
-        whole
+    /// Floating IPs of which something is missing.
+    pub(in crate::dataplane) fn halves(&self) -> &BTreeSet<IpAddr> {
+        &self.halves
+    }
+
+    /// Whether everything is in place for a floating IP.
+    pub(in crate::dataplane) fn is_whole(&self, address: IpAddr) -> bool {
+        self.plan.floating_ips.contains(&address) && !self.halves.contains(&address)
+    }
+
+    /// The floating IPs that were counted anew since the last time, all others are as they were.
+    pub(in crate::dataplane) fn take_counted(&mut self) -> BTreeSet<IpAddr> {
+        std::mem::take(&mut self.counted)
     }
 
     /// Replaces the floating IPs that are on the uplink. To be counted then.
@@ -140,6 +146,7 @@ impl Kept {
 
     /// Counts all floating IPs anew.
     pub(in crate::dataplane) fn count_floating_ips(&mut self, egress: &EgressTable) {
+        self.counted.extend(self.parts.keys());
         self.parts.retain(|_, parts| *parts != Parts::default());
         let is_whole = |(address, parts): &(&IpAddr, &Parts)| {
             parts.is_here && is_translated(parts, egress.mark(**address))
@@ -208,6 +215,7 @@ impl Kept {
 
     /// Counts a floating IP anew.
     pub(in crate::dataplane) fn count(&mut self, egress: &EgressTable, address: IpAddr) {
+        self.counted.insert(address);
         self.plan.floating_ips.remove(&address);
         self.halves.remove(&address);
         let Some(parts) = self.parts.get(&address) else {

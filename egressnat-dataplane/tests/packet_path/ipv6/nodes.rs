@@ -101,7 +101,7 @@ fn a_node_without_ipv6_carries_ipv4_and_says_what_it_misses() {
     ] {
         assert!(failure.message.contains(part), "{}", failure.message);
     }
-    assert_eq!(report.floating_ips, [FLOATING.parse().unwrap()].into());
+    assert_eq!(*report.floating_ips, [FLOATING.parse().unwrap()].into());
     for pod in PODS {
         assert_eq!(network.seen_by_tcp(pod, SERVER), seen(FLOATING), "{pod}");
     }

@@ -122,7 +122,7 @@ fn the_end_of_a_deadline_restores_nothing() {
             .unwrap();
         let report = dataplane.apply(&plan).await;
         assert_eq!((report.changes, report.restored), (0, vec![]));
-        assert_eq!(report.floating_ips, [address].into());
+        assert_eq!(*report.floating_ips, [address].into());
     });
 }
 

@@ -70,7 +70,7 @@ fn an_address_of_ipv6_that_another_host_has_is_not_taken_until_that_lets_go() {
     assert!(told(&report).contains(&network.mac("out")), "{report:?}");
     eventually(true, || network.counted6("joined") > 0);
     assert!(!network.has_address6("n1"));
-    assert_eq!(report.floating_ips, [].into());
+    assert_eq!(*report.floating_ips, [].into());
 
     let let_go = network.outside("out", |run| {
         run(&format!("ip addr del {FLOATING6}/128 dev eth0"));
@@ -80,7 +80,7 @@ fn an_address_of_ipv6_that_another_host_has_is_not_taken_until_that_lets_go() {
         thread::spawn(let_go).join().unwrap();
         apply_until_complete(&mut dataplane, "n1").await
     });
-    assert_eq!(report.floating_ips, floating());
+    assert_eq!(*report.floating_ips, floating());
     assert!(network.has_address6("n1"));
     assert_eq!(network.seen_by_tcp(PODS[0], SERVER6), seen(FLOATING6));
 }
@@ -110,7 +110,7 @@ fn an_address_of_ipv6_that_its_old_holder_still_has_is_waited_for_e33() {
         (report, was_given_up)
     });
     assert!(was_given_up, "two nodes had it");
-    assert_eq!(report.floating_ips, floating());
+    assert_eq!(*report.floating_ips, floating());
 }
 
 #[test]
@@ -140,7 +140,7 @@ fn who_claims_an_address_of_ipv6_that_is_held_is_told_and_the_address_is_kept() 
         report
     });
     assert!(told(&report).contains(&mac), "{report:?}");
-    assert_eq!(report.floating_ips, floating());
+    assert_eq!(*report.floating_ips, floating());
     assert!(network.has_address6("n1"));
 }
 
@@ -194,7 +194,10 @@ fn an_address_of_ipv6_that_a_node_gave_up_is_asked_for_once() {
             is_given_up.recv().unwrap();
             dataplane.apply(&holding("n2")).await
         });
-        assert_eq!((report.failures, report.floating_ips), (vec![], floating()));
+        assert_eq!(
+            (report.failures, report.floating_ips),
+            (vec![], floating().into())
+        );
     });
     eventually(1, || network.counted6("asked"));
     assert_eq!(network.seen_by_tcp(PODS[0], SERVER6), seen(FLOATING6));
