@@ -137,13 +137,9 @@ impl NodeDataplane for Recording {
             let object = format!("address {address}");
             failures.iter().all(|failure| failure.object != object)
         };
+        let usable = plan.floating_ips.iter().filter(is_usable);
         Report {
-            floating_ips: plan
-                .floating_ips
-                .iter()
-                .filter(is_usable)
-                .copied()
-                .collect(),
+            floating_ips: Arc::new(usable.copied().collect()),
             failures: failures.clone(),
             ..Report::default()
         }
