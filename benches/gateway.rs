@@ -5,8 +5,11 @@
 //!
 //! The tunnel itself is the kernel's in any case and is left out: packets come in marked, as `decap` marks them.
 
+use std::collections::BTreeMap;
+
 use egressnat_benches::live::{FLOATING, Flows, Holder, Node, Pod, SERVER, plan};
 use egressnat_benches::rounds::{Way, compare};
+use egressnat_core::NodePlan;
 
 const MAPPINGS: u32 = 10_000;
 
@@ -29,9 +32,15 @@ fn main() {
         };
         let ways = [
             way("one bare snat rule", |node| node.nft(BARE)),
-            way("ours: out of the tunnel, 1 mapping", from_the_tunnel),
+            way("ours: out of the tunnel, 1 mapping", |node| {
+                from_the_tunnel(node, &of_others());
+            }),
             way("ours: out of the tunnel, 10,000 mappings", |node| {
-                from_the_tunnel(node);
+                from_the_tunnel(node, &of_others());
+                node.nft(&mappings());
+            }),
+            way("ours: the same, on a node that steers too", |node| {
+                from_the_tunnel(node, &plan(Pod::Elsewhere, Holder::ThisNode));
                 node.nft(&mappings());
             }),
             way("ours: a pod of the gateway node, 10,000 mappings", |node| {
@@ -43,8 +52,16 @@ fn main() {
     }
 }
 
-fn from_the_tunnel(node: &mut Node) {
-    node.apply(&plan(Pod::Elsewhere, Holder::ThisNode));
+/// The plan of a gateway node of whose own pods no policy selects one: it has no ip rule.
+fn of_others() -> NodePlan {
+    NodePlan {
+        destinations: BTreeMap::new(),
+        ..plan(Pod::Elsewhere, Holder::ThisNode)
+    }
+}
+
+fn from_the_tunnel(node: &mut Node, plan: &NodePlan) {
+    node.apply(plan);
     node.mark_as_decapsulated();
 }
 
