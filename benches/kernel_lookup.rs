@@ -21,6 +21,8 @@ use egressnat_benches::rounds::{Way, compare};
 const LOOKUPS: u32 = 64;
 const RUNS: u32 = 4000;
 const FRAME: usize = 64;
+const TCP: u8 = 6;
+const UDP: u8 = 17;
 /// In the worst shape so many pods share a policy set, in the best one all do.
 const PODS_OF_A_SET: u32 = 10;
 
@@ -63,7 +65,7 @@ fn main() {
 
 /// The steering program with each of its answers.
 fn programs() {
-    let way = |name, pod| {
+    let way = |name, pod, protocol| {
         Way::new(name, move || {
             Node::run(move |node| {
                 match pod {
@@ -74,7 +76,8 @@ fn programs() {
                     SchedClassifier::query_tcx("pod0", TcAttachType::Ingress).expect("programs");
                 let info = attached.pop().expect("one program");
                 let program = SchedClassifier::from_program_info(info, "steer".into());
-                run(&program.expect("a classifier"), index("pod0"), 100 * RUNS)
+                let program = program.expect("a classifier");
+                run(&program, protocol, index("pod0"), 100 * RUNS)
             })
         })
     };
@@ -82,9 +85,10 @@ fn programs() {
         "the program at a pod's interface",
         "ns per packet",
         &[
-            way("does nothing", None),
-            way("ours: unselected pod", Some(Pod::Unselected)),
-            way("ours: selected pod", Some(Pod::Selected)),
+            way("does nothing", None, UDP),
+            way("ours: unselected pod", Some(Pod::Unselected), UDP),
+            way("ours: selected pod, TCP", Some(Pod::Selected), TCP),
+            way("ours: selected pod, UDP", Some(Pod::Selected), UDP),
         ],
     );
 }
@@ -132,14 +136,15 @@ fn load(pods: u32, destinations: u32, of_a_set: u32) -> Ebpf {
 fn nanoseconds(ebpf: &Ebpf, name: &str) -> f64 {
     let program = ebpf.program(name).expect("a program");
     let program: &SchedClassifier = program.try_into().expect("a classifier");
-    run(program, 1, RUNS) / f64::from(LOOKUPS)
+    run(program, UDP, 1, RUNS) / f64::from(LOOKUPS)
 }
 
 /// Nanoseconds that one run of a program takes with a packet of the pod.
-fn run(program: &SchedClassifier, ifindex: u32, repeat: u32) -> f64 {
+fn run(program: &SchedClassifier, protocol: u8, ifindex: u32, repeat: u32) -> f64 {
     let mut packet = [0; FRAME];
     packet[12..14].copy_from_slice(&[0x08, 0x00]);
     packet[14] = 0x45;
+    packet[23] = protocol;
     packet[26..30].copy_from_slice(&POD.octets());
     packet[30..34].copy_from_slice(&SERVER.octets());
     // Where struct __sk_buff has its ifindex.

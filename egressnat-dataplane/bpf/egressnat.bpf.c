@@ -7,11 +7,11 @@
 #include <linux/ip.h>
 #include <linux/ipv6.h>
 #include <linux/pkt_cls.h>
-#include <linux/tcp.h>
 #include <linux/udp.h>
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 
+#include "connections.h"
 #include "maps.h"
 
 /* Set by the loader: the bits of skb->mark that are ours, and the one that says "into the tunnel". */
@@ -45,31 +45,6 @@ static __always_inline void count(struct traffic *traffic, struct __sk_buff *skb
 static __always_inline void set_mark(struct __sk_buff *skb, __u32 bits)
 {
 	skb->mark = (skb->mark & ~MARK_MASK) | (bits & MARK_MASK);
-}
-
-#define IP_OFFSET 0x1fff
-
-/* Whether a packet asks for a new connection, as far as it tells: TCP, SYN without ACK. Not looked for behind options and extension
-   headers: where the TCP header is has to be a constant, as without CAP_PERFMON the kernel takes no other offset into a packet. */
-static __always_inline int is_first(struct __sk_buff *skb, int is_ipv6)
-{
-	void *data = (void *)(long)skb->data;
-	void *end = (void *)(long)skb->data_end;
-	struct tcphdr *tcp;
-
-	if (is_ipv6) {
-		struct ipv6hdr *ip = data + sizeof(struct ethhdr);
-		if ((void *)(ip + 1) > end || ip->nexthdr != IPPROTO_TCP)
-			return 0;
-		tcp = (void *)(ip + 1);
-	} else {
-		struct iphdr *ip = data + sizeof(struct ethhdr);
-		if ((void *)(ip + 1) > end || ip->protocol != IPPROTO_TCP || ip->ihl * 4 != sizeof(*ip) ||
-		    ip->frag_off & bpf_htons(IP_OFFSET))
-			return 0;
-		tcp = (void *)(ip + 1);
-	}
-	return (void *)(tcp + 1) <= end && tcp->syn && !tcp->ack;
 }
 
 /* Counts a packet for the policy that decided about it. */

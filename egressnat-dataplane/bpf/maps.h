@@ -12,6 +12,7 @@
 #define MAX_EGRESS 1024 /* as the default mark mask has room for: the loader gives each mask its own */
 #define MAX_PEERS 16384
 #define MAX_POLICIES 4096
+#define FLOW_BITS 13 /* 8,192 buckets: half a MiB */
 #define MAX_NAME 256
 
 /* The lower half of a destination's value is an index into `egress_ips`, but for these three. The upper half is an index into
@@ -172,7 +173,7 @@ struct {
 
 struct policy_traffic {
 	struct traffic sent;
-	__u64 connections; /* TCP packets with SYN and without ACK */
+	__u64 connections; /* packets that begin one, as `is_first` of connections.h sees it */
 	__u64 blocked; /* packets that did not leave: there is no egress IP for them */
 };
 
@@ -184,6 +185,29 @@ struct {
 	__type(key, __u32);
 	__type(value, struct policy_traffic);
 } policy_traffic SEC(".maps");
+
+/* A flow that no packet says it begins, and when it had its last packet: seconds since the node was started, about. */
+struct flow {
+	__u32 tag; /* what its hash has beside the bucket; 0: free */
+	__u32 seen;
+};
+
+#define FLOWS_OF_BUCKET 8
+
+/* One line of the cache. */
+struct flow_bucket {
+	struct flow flows[FLOWS_OF_BUCKET];
+};
+
+/* The flows of both families by the hash of their addresses, ports and protocol. Only to know a first packet by: of more than fit into
+   a bucket, the one that was silent for the longest time is forgotten. */
+struct {
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1 << FLOW_BITS);
+	__type(key, __u32);
+	__type(value, struct flow_bucket);
+} flows SEC(".maps");
 
 struct policy_name {
 	char text[MAX_NAME]; /* ends with the first 0 */

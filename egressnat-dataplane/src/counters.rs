@@ -92,8 +92,8 @@ impl Counters {
 pub struct PolicyCounters {
     /// To leave with its egress IP, or with the pod's address.
     pub sent: Traffic,
-    /// TCP packets among them that ask for a new connection; one that is sent again counts again. Of other protocols no packet
-    /// says whether it is the first.
+    /// New connections among them: of TCP packets with SYN and without ACK, of SCTP those with INIT, each as often as it is sent; of UDP
+    /// and echo requests the first packet of a flow, and the first behind two minutes of silence. What else there is has none.
     pub connections: u64,
     /// Packets that did not leave, as the policy is strict and has no egress IP of their family (E43).
     pub blocked: u64,

@@ -33,7 +33,7 @@ fn write_text(out: &mut impl Write, counters: &Counters) -> io::Result<()> {
         ];
         (name.to_string(), numbers)
     });
-    let columns = ["PACKETS", "BYTES", "TCP CONNECTIONS", "BLOCKED"];
+    let columns = ["PACKETS", "BYTES", "CONNECTIONS", "BLOCKED"];
     write_table(out, "POLICY", columns, policies)?;
     writeln!(out)?;
     let egress = counters.egress.iter().map(|(address, counted)| {
@@ -104,7 +104,7 @@ fn json(counters: &Counters) -> Value {
             let counted = json!({
                 "packets": counted.sent.packets,
                 "bytes": counted.sent.bytes,
-                "tcpConnections": counted.connections,
+                "connections": counted.connections,
                 "blockedPackets": counted.blocked,
             });
             (name.to_string(), counted)
@@ -175,8 +175,8 @@ mod tests {
     fn text_has_a_line_for_each_policy_below_the_names_of_its_columns() {
         let text = written(Output::Text);
         let lines: Vec<&str> = text.lines().collect();
-        assert_eq!(lines[0], "POLICY  PACKETS  BYTES  TCP CONNECTIONS  BLOCKED");
-        assert_eq!(lines[1], "web          12   3456                2        1");
+        assert_eq!(lines[0], "POLICY  PACKETS  BYTES  CONNECTIONS  BLOCKED");
+        assert_eq!(lines[1], "web          12   3456            2        1");
         assert!(text.contains("\n192.168.1.100"), "{text}");
         assert!(text.contains("\ndropped"), "{text}");
     }
@@ -187,7 +187,7 @@ mod tests {
         let policy = &json["policies"]["web"];
         assert_eq!(
             *policy,
-            json!({"packets": 12, "bytes": 3456, "tcpConnections": 2, "blockedPackets": 1})
+            json!({"packets": 12, "bytes": 3456, "connections": 2, "blockedPackets": 1})
         );
         assert_eq!(json["egressIPs"]["192.168.1.100"]["steeredPackets"], 12);
         assert_eq!(json["blocked"]["dropped"], 1);

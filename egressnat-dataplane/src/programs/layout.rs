@@ -12,6 +12,9 @@ use crate::maps::{BY_INDEX, EgressTraffic, MAX_POLICIES, NAME_LENGTH, PODS, Poli
 /// As in the C source.
 const MAX_DESTINATIONS: u32 = 262_144;
 const MAX_PEERS: u32 = 16_384;
+const FLOW_BUCKETS: u32 = 8_192;
+/// Bytes of a bucket.
+const FLOW_BUCKET: usize = 64;
 
 /// Bytes of an address.
 const IPV4: usize = 4;
@@ -69,6 +72,10 @@ fn shapes(config: &Config) -> Vec<(&'static str, Shape)> {
                 size_of::<PolicyTraffic>(),
                 MAX_POLICIES,
             ),
+        ),
+        (
+            "flows",
+            shape(MapType::Array, WORD, FLOW_BUCKET, FLOW_BUCKETS),
         ),
         (
             "policy_names",

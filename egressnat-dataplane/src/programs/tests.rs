@@ -1,5 +1,7 @@
 //! What `steer` does to a packet, run by the kernel without an interface. Needs root.
 
+mod connections;
+
 use std::net::IpAddr;
 use std::process::Command;
 
@@ -284,7 +286,7 @@ fn what_is_for_the_link_of_a_pod_alone_is_never_steered_and_never_dropped() {
 }
 
 #[test]
-fn a_packet_is_counted_for_the_policy_that_decides_and_a_first_one_of_tcp_as_a_connection() {
+fn a_packet_is_counted_for_the_policy_that_decides_and_a_first_one_as_a_connection() {
     const TCP: u8 = 6;
     const UDP: u8 = 17;
     let tcp = |flags: u8| {
@@ -305,7 +307,8 @@ fn a_packet_is_counted_for_the_policy_that_decides_and_a_first_one_of_tcp_as_a_c
                 (TCP, &syn),
                 (TCP, &syn_ack),
                 (TCP, &ack),
-                // What stands at that place is no flags.
+                // What stands at that place is no flags; it is the first of its flow.
+                (UDP, &syn_ack),
                 (UDP, &syn),
             ] {
                 let packet = packet(ip(addresses.pod), ip(destination), protocol, payload);
@@ -314,14 +317,14 @@ fn a_packet_is_counted_for_the_policy_that_decides_and_a_first_one_of_tcp_as_a_c
             }
             let counted = pins.maps().policies.traffic(place as u32 + 1).unwrap();
             let sent = PolicyTraffic {
-                sent: Traffic { packets: 4, bytes },
-                connections: 1,
+                sent: Traffic { packets: 5, bytes },
+                connections: 2,
                 blocked: 0,
             };
             let want = match place {
                 0..=2 => sent,
                 3 => PolicyTraffic {
-                    blocked: 4,
+                    blocked: 5,
                     ..PolicyTraffic::default()
                 },
                 _ => PolicyTraffic::default(),

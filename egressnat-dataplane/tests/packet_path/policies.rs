@@ -8,6 +8,8 @@ use egressnat_core::{NodePlan, Report};
 use egressnat_dataplane::{Counters, PolicyCounters};
 
 use crate::network::{FLOATING, Network, OTHER_SERVER, SERVER, eventually, planned, snapshot};
+use crate::traffic::ask;
+use crate::wire::Packet;
 
 const POD: &str = "10.10.1.2";
 
@@ -78,7 +80,7 @@ fn two_policies_with_one_egress_ip_count_apart_what_the_wire_has() {
         egress.sent.packets >= 3 && egress.sent.bytes >= 3 * 43,
         "{egress:?}"
     );
-    assert_eq!((egress.connections, egress.blocked), (0, 0));
+    assert_eq!((egress.connections, egress.blocked), (3, 0));
     assert!(other.sent.packets >= 2 * 4, "{other:?}");
     assert_eq!((other.connections, other.blocked), (2, 0));
 
@@ -102,6 +104,44 @@ fn two_policies_with_one_egress_ip_count_apart_what_the_wire_has() {
             .values()
             .all(|counted| *counted == PolicyCounters::default())
     );
+}
+
+#[test]
+fn a_policys_connections_of_each_protocol_are_those_that_the_gateway_node_translates() {
+    const ECHO: u16 = 5000;
+    const INIT: [u8; 20] = [1, 0, 0, 20, 0, 0, 0, 7, 0, 1, 0, 0, 0, 1, 0, 1, 0, 0, 0, 1];
+    let network = Network::new();
+    network.apply_snapshot(&two_policies());
+    network.mirror(ECHO);
+    // Each flow has many packets, and counts once.
+    for _ in 0..3 {
+        let socket = network.udp(POD, 0, ECHO);
+        for _ in 0..4 {
+            ask(&socket, 100);
+        }
+    }
+    for _ in 0..2 {
+        network.exec(POD, &format!("ping -c3 -i0.01 -W5 -q {SERVER}"));
+    }
+    network.inject(POD, &Packet::sctp((POD, 5000), (SERVER, 3868), 0, &INIT));
+    for _ in 0..2 {
+        let mut connection = network.connect(POD, OTHER_SERVER).unwrap();
+        assert_eq!(connection.ask_often(5).as_deref(), Some(FLOATING));
+    }
+    let floating: IpAddr = FLOATING.parse().unwrap();
+    eventually(3 + 2 + 1 + 2, || {
+        network.read_counters("n2").egress[&floating].connections
+    });
+    let counted = ["egress", "other"].map(|policy| network.policy(policy));
+    assert_eq!(counted.map(|counted| counted.connections), [3 + 2 + 1, 2]);
+    assert!(counted[0].sent.packets >= 3 * 4 + 2 * 3 + 1, "{counted:?}");
+
+    // Another agent goes on with the flows that are known.
+    let socket = network.udp(POD, 0, ECHO);
+    ask(&socket, 100);
+    network.apply_snapshot(&two_policies());
+    ask(&socket, 100);
+    assert_eq!(network.policy("egress").connections, 3 + 2 + 1 + 1);
 }
 
 #[test]

@@ -68,7 +68,7 @@ fn what_each_policy_sent_can_be_read_while_the_agent_runs_and_when_it_does_not()
     }
     let after = counted();
     let difference = |number| of_policy(&after, number) - of_policy(&before, number);
-    assert_eq!(difference("tcpConnections"), 3);
+    assert_eq!(difference("connections"), 3);
     assert!(difference("packets") >= 3 * 4, "{after}");
     assert!(
         after["egressIPs"][FLOATING.to_string()].is_object(),
@@ -86,8 +86,8 @@ fn what_each_policy_sent_can_be_read_while_the_agent_runs_and_when_it_does_not()
     until("the agent to end", PATIENCE, ended).unwrap();
     assert_eq!(lab.seen(&away, Protocol::Tcp).unwrap(), FLOATING);
     let without = counted();
-    let connections = of_policy(&without, "tcpConnections");
-    assert_eq!(connections, of_policy(&after, "tcpConnections") + 1);
+    let connections = of_policy(&without, "connections");
+    assert_eq!(connections, of_policy(&after, "connections") + 1);
 }
 
 #[test]
