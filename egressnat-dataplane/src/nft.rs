@@ -3,6 +3,7 @@
 //! Everything goes into one batch, which the kernel takes whole or not at all.
 
 mod batch;
+mod chain;
 mod counter;
 mod events;
 mod expr;

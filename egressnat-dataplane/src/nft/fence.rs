@@ -15,17 +15,18 @@ use std::time::{Duration, Instant};
 use nftnl::{Batch, Chain, ChainType, Hook, MsgType, ProtoFamily, Table};
 
 use super::batch::NftError;
+use super::chain::base_chain;
 use super::counter::Counter;
 use super::expr::{self, Expr, rule};
 use super::inventory::altered;
 use super::owner::{Owner, Standing};
 use super::query;
-use super::ruleset::{TABLE, base_chain};
+use super::ruleset::TABLE;
 use super::set::{Change, Elements, SetName};
 use crate::family::Family;
 
 /// Counts up with every change of the table for ARP.
-const COMMENT: &CStr = c"egressnat layout 1: egress NAT gateway, written by egressnat-agent";
+const COMMENT: &CStr = c"egressnat layout 2: egress NAT gateway, written by egressnat-agent";
 
 /// Where `NF_ARP_IN` and `NF_ARP_OUT` are among the hooks of IP.
 const ARP_IN: Hook = Hook::PreRouting;
@@ -201,7 +202,7 @@ impl Fence {
 
     /// Makes the table for ARP, unless it is there. Returns whether it was made.
     fn ensure_arp(owner: &mut Owner) -> Result<bool, NftError> {
-        let layout = query::comment_userdata(&COMMENT.into());
+        let layout = query::comment_userdata(COMMENT);
         let present = match owner.look(ProtoFamily::Arp, &layout)? {
             Standing::Owned => return Ok(false),
             Standing::Open(table) => match altered(ProtoFamily::Arp, declare_arp)? {
@@ -244,21 +245,21 @@ fn declare_arp(batch: &mut Batch) {
         batch.add(&Elements::of(ProtoFamily::Arp, name), MsgType::Add);
     }
     let table = Table::new(TABLE, ProtoFamily::Arp);
-    for (name, hook, address, comment) in [
+    for (named, hook, address, comment) in [
         (
-            c"input",
+            (c"input", c"ARP that comes in, about whom"),
             ARP_IN,
             expr::arp_target(),
             c"its deadline has come: not asked",
         ),
         (
-            c"output",
+            (c"output", c"ARP that goes out, from whom"),
             ARP_OUT,
             expr::arp_sender(),
             c"its deadline has come: not told",
         ),
     ] {
-        let chain = base_chain(name, &table, ChainType::Filter, hook, 0, batch);
+        let chain = base_chain(named, &table, ChainType::Filter, hook, 0, batch);
         let exprs = expired(address, expr::counter());
         batch.add(&rule(&chain, comment, &exprs), MsgType::Add);
     }

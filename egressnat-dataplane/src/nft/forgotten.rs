@@ -17,10 +17,11 @@ use std::time::Duration;
 use nftnl::{Batch, Chain, ChainType, Hook, MsgType, Table};
 
 use super::batch::NftError;
+use super::chain::base_chain;
 use super::expr::{self, Expr, rule};
 use super::owner::Owner;
 use super::query;
-use super::ruleset::{AFTER_SRCNAT, RAW, Ruleset, TABLE, base_chain};
+use super::ruleset::{AFTER_SRCNAT, RAW, Ruleset, TABLE};
 use super::set::{Answer, Change, Elements, SetName, WORD};
 use crate::family::Family;
 
@@ -89,10 +90,15 @@ fn add_chains(ruleset: &Ruleset, batch: &mut Batch) {
     let family = ruleset.family();
     let forgotten = SetName::Forgotten.as_cstr();
     let table = Table::new(TABLE, family.into());
-    let base = |name, hook, priority, batch: &mut Batch| {
-        base_chain(name, &table, ChainType::Filter, hook, priority, batch)
+    let base = |named, hook, priority, batch: &mut Batch| {
+        base_chain(named, &table, ChainType::Filter, hook, priority, batch)
     };
-    let answers = base(ANSWERS, Hook::PreRouting, RAW, batch);
+    let answers = base(
+        (ANSWERS, c"after an edit: answers to flows that it ended"),
+        Hook::PreRouting,
+        RAW,
+        batch,
+    );
     let (from, to) = (expr::source(family), expr::destination(family));
     let ports = [expr::source_port(), expr::destination_port()];
     let mut exprs = key(family, [from, to], ports);
@@ -105,7 +111,15 @@ fn add_chains(ruleset: &Ruleset, batch: &mut Batch) {
     batch.add(&rule(&answers, comment, &exprs), MsgType::Add);
 
     // While there is a mark.
-    let astray = base(ASTRAY, Hook::PostRouting, AFTER_SRCNAT - 1, batch);
+    let astray = base(
+        (
+            ASTRAY,
+            c"after an edit: what belongs to no flow, and nobody translates",
+        ),
+        Hook::PostRouting,
+        AFTER_SRCNAT - 1,
+        batch,
+    );
     for (exprs, comment) in [
         (
             of_forgotten(family),
@@ -127,7 +141,12 @@ fn add_chains(ruleset: &Ruleset, batch: &mut Batch) {
         batch.add(&rule(&astray, comment, &all), MsgType::Add);
     }
 
-    let begun = base(BEGUN_ANEW, Hook::PostRouting, AFTER_SRCNAT + 1, batch);
+    let begun = base(
+        (BEGUN_ANEW, c"after an edit: flows that begin anew"),
+        Hook::PostRouting,
+        AFTER_SRCNAT + 1,
+        batch,
+    );
     // Not of a flow that is about to be forgotten.
     let mut exprs = vec![
         expr::ct_status(),

@@ -274,8 +274,8 @@ pub(super) fn table(family: impl Into<ProtoFamily>) -> Result<Option<PresentTabl
     Ok(present)
 }
 
-/// The comment of a table as userdata.
-pub(super) fn comment_userdata(comment: &CString) -> Vec<u8> {
+/// The comment of a table or a chain as userdata.
+pub(super) fn comment_userdata(comment: &CStr) -> Vec<u8> {
     // SAFETY: the buffer is freed after its content was copied.
     unsafe {
         let userdata = sys::nftnl_udata_buf_alloc(256);

@@ -23,14 +23,14 @@ use crate::mark::MarkMask;
 
 mod chains;
 
-pub(super) use chains::{AFTER_SRCNAT, MASQUERADE, RAW, base_chain};
+pub(super) use chains::{AFTER_SRCNAT, MASQUERADE, RAW};
 
 /// What our tables are called: one of family ip, one of family ip6 where a plan has something of IPv6, one of family arp
 /// where deadlines are used.
 pub(crate) const TABLE: &CStr = c"egressnat";
 
 /// Counts up with every change of chains, rules or sets: a table of another layout is replaced in one batch.
-const LAYOUT: u32 = 5;
+const LAYOUT: u32 = 6;
 
 /// The table of a family as it should be: which bits and which port its rules name.
 #[derive(Debug, Clone)]

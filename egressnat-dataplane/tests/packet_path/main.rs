@@ -16,6 +16,7 @@ mod clsact;
 mod container;
 mod counters;
 mod encapsulation;
+mod explained;
 mod failures;
 mod fence;
 mod foreign;

@@ -7,10 +7,11 @@
 use std::ffi::CStr;
 
 use egressnat_core::model::MasqueradeRules;
-use nftnl::{Batch, Chain, ChainType, Hook, MsgType, Policy, Rule, Table};
+use nftnl::{Batch, Chain, ChainType, Hook, MsgType, Rule, Table};
 
 use super::{Ruleset, TABLE};
 use crate::nft::batch::NftError;
+use crate::nft::chain::{base_chain, plain_chain};
 use crate::nft::counter::Counter;
 use crate::nft::expr::{self, Expr, rule};
 use crate::nft::owner::Owner;
@@ -87,12 +88,14 @@ impl Ruleset {
     }
 
     fn raw_chains(&self, table: &Table, batch: &mut Batch) {
-        let base = |name, hook, batch: &mut Batch| {
-            base_chain(name, table, ChainType::Filter, hook, RAW, batch)
+        let base = |named, hook, batch: &mut Batch| {
+            base_chain(named, table, ChainType::Filter, hook, RAW, batch)
         };
-        let prerouting = base(RAW_PREROUTING, Hook::PreRouting, batch);
+        let comment = c"before connection tracking: which flows there are, and what is tracked";
+        let prerouting = base((RAW_PREROUTING, comment), Hook::PreRouting, batch);
         self.add_raw_prerouting_rules(&prerouting, batch);
-        let output = base(c"raw_output", Hook::Out, batch);
+        let comment = c"before connection tracking: what this node sends itself";
+        let output = base((c"raw_output", comment), Hook::Out, batch);
         self.add_tunnel_rule(&output, batch);
     }
 
@@ -128,8 +131,8 @@ impl Ruleset {
 
     /// Where a decision is taken back before the packet is routed by it.
     fn prerouting_chains(&self, table: &Table, batch: &mut Batch) {
-        let marked = Chain::new(c"marked", table);
-        batch.add(&marked, MsgType::Add);
+        let comment = c"decisions that are taken back";
+        let marked = plain_chain(c"marked", comment, table, batch);
         // Not of what comes out of the tunnel: that is from a pod which was asked by nobody.
         let replies = [
             expr::ct_direction(),
@@ -157,7 +160,10 @@ impl Ruleset {
         batch.add(&rule(&marked, comment, &inside), MsgType::Add);
 
         let chain = base_chain(
-            c"prerouting",
+            (
+                c"prerouting",
+                c"before routing: what is decided, and whether it still holds",
+            ),
             table,
             ChainType::Filter,
             Hook::PreRouting,
@@ -173,14 +179,18 @@ impl Ruleset {
     /// What is for a floating IP itself.
     fn floating_chains(&self, table: &Table, batch: &mut Batch) {
         let new = base_chain(
-            c"inbound",
+            (
+                c"inbound",
+                c"what would begin a connection to a floating IP",
+            ),
             table,
             ChainType::Nat,
             Hook::PreRouting,
             FIRST_NAT,
             batch,
         );
-        let input = base_chain(c"input", table, ChainType::Filter, Hook::In, MANGLE, batch);
+        let named = (c"input", c"what is for this node: floating IPs say nothing");
+        let input = base_chain(named, table, ChainType::Filter, Hook::In, MANGLE, batch);
         fence::add_inbound(self.family, &input, batch);
         for (chain, comment) in [
             (&new, c"floating IPs take no new connections"),
@@ -203,7 +213,10 @@ impl Ruleset {
     /// translates it otherwise.
     fn decided_chain(&self, table: &Table, batch: &mut Batch) {
         let chain = base_chain(
-            c"decided",
+            (
+                c"decided",
+                c"first packets of flows, before all other source NAT: what is decided is decided",
+            ),
             table,
             ChainType::Nat,
             Hook::PostRouting,
@@ -260,7 +273,10 @@ impl Ruleset {
 
     fn postrouting_chain(&self, table: &Table, batch: &mut Batch) {
         let chain = base_chain(
-            c"postrouting",
+            (
+                c"postrouting",
+                c"first packets of flows that nobody decides: by the masquerade rules",
+            ),
             table,
             ChainType::Nat,
             Hook::PostRouting,
@@ -320,11 +336,14 @@ impl Ruleset {
     /// Every packet of a known pod is decided, and carries the decision as its mark. What comes from a pod's address and
     /// carries none is of a pod that is not known (E43). Here the destination is the one that the packet leaves to.
     fn guard_chains(&self, table: &Table, batch: &mut Batch) {
-        let [undecided, passed] = [c"undecided", c"passed"].map(|name| {
-            let chain = Chain::new(name, table);
-            batch.add(&chain, MsgType::Add);
-            chain
-        });
+        let [undecided, passed] = [
+            (c"undecided", c"the guard: nobody has decided yet"),
+            (
+                c"passed",
+                c"the guard: a Service may lead to a strict destination",
+            ),
+        ]
+        .map(|(name, comment)| plain_chain(name, comment, table, batch));
         let to_strict_destination = || {
             [
                 expr::destination(self.family),
@@ -360,7 +379,7 @@ impl Ruleset {
         batch.add(&rule(&passed, comment, &redirected), MsgType::Add);
 
         let chain = base_chain(
-            c"guard",
+            (c"guard", c"nothing reaches a strict destination undecided"),
             table,
             ChainType::Filter,
             Hook::Forward,
@@ -387,8 +406,8 @@ impl Ruleset {
 
     /// Source NAT is not asked about a flow that has a binding already, nor about packets that conntrack calls invalid.
     fn last_chains(&self, table: &Table, batch: &mut Batch) {
-        let steered = Chain::new(c"steered", table);
-        batch.add(&steered, MsgType::Add);
+        let comment = c"what has to go into the tunnel";
+        let steered = plain_chain(c"steered", comment, table, batch);
         let stray = [
             expr::out_interface(),
             expr::is_not(&self.device_name()),
@@ -409,7 +428,10 @@ impl Ruleset {
         batch.add(&rule(&steered, comment, &translated), MsgType::Add);
 
         let chain = base_chain(
-            c"after_nat",
+            (
+                c"after_nat",
+                c"behind all source NAT: nothing leaves with another address than was decided",
+            ),
             table,
             ChainType::Filter,
             Hook::PostRouting,
@@ -445,8 +467,8 @@ impl Ruleset {
 
     /// What no policy decides: not inside the cluster, then by the masquerade rules, which stand between these two.
     fn masquerade_chain(&self, table: &Table, rules: &MasqueradeRules, batch: &mut Batch) {
-        let chain = Chain::new(MASQUERADE, table);
-        batch.add(&chain, MsgType::Add);
+        let comment = c"what no policy decides: inside of the cluster, then masquerade rules, then the node's address";
+        let chain = plain_chain(MASQUERADE, comment, table, batch);
         let internal = [
             expr::destination(self.family),
             expr::is_in(SetName::InternalRanges.as_cstr()),
@@ -459,20 +481,4 @@ impl Ruleset {
         let all_else = [expr::counter(), expr::masquerade()];
         batch.add(&rule(&chain, comment, &all_else), MsgType::Add);
     }
-}
-
-pub(in crate::nft) fn base_chain<'a>(
-    name: &CStr,
-    table: &'a Table,
-    kind: ChainType,
-    hook: Hook,
-    priority: i32,
-    batch: &mut Batch,
-) -> Chain<'a> {
-    let mut chain = Chain::new(name, table);
-    chain.set_type(kind);
-    chain.set_hook(hook, priority);
-    chain.set_policy(Policy::Accept);
-    batch.add(&chain, MsgType::Add);
-    chain
 }
