@@ -1,5 +1,6 @@
 //! Links, addresses, routes and rules of this namespace, over rtnetlink.
 
+mod device;
 mod events;
 mod floating;
 mod mtu;

@@ -85,7 +85,7 @@ pub(super) fn has_metrics(route: &RouteMessage, metrics: &[RouteMetric]) -> bool
 }
 
 /// The MTU of a link, in bytes.
-fn mtu_of(link: &LinkMessage) -> Option<u32> {
+pub(super) fn mtu_of(link: &LinkMessage) -> Option<u32> {
     link.attributes
         .iter()
         .find_map(|attribute| match attribute {

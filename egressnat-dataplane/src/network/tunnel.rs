@@ -6,12 +6,10 @@ use egressnat_core::{Resource, Restored};
 use futures::TryStreamExt;
 use ipnet::{IpNet, Ipv4Net};
 use netlink_packet_route::AddressFamily;
-use netlink_packet_route::link::{
-    InfoData, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
-};
+use netlink_packet_route::link::{InfoData, InfoVxlan, LinkAttribute, LinkInfo, LinkMessage};
 use netlink_packet_route::route::{RouteAttribute, RouteMessage, RouteScope};
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
-use rtnetlink::{IpVersion, LinkMessageBuilder, LinkUnspec, LinkVxlan, RouteMessageBuilder};
+use rtnetlink::{IpVersion, LinkVxlan, RouteMessageBuilder};
 
 use super::setting::rp_filter_of;
 use super::{
@@ -37,18 +35,22 @@ impl Network {
         let name = config.tunnel_device.as_str();
         let mut changes = Vec::new();
         let mut note = |resource, object: String| changes.push(Restored { resource, object });
-        let index = match self.link(name).await? {
-            Some(link) if is_tunnel(&link, config.tunnel_port) => {
-                let index = link.header.index;
-                if !link.header.flags.contains(LinkFlags::Up) {
-                    let up = LinkMessageBuilder::<LinkUnspec>::default()
-                        .index(index)
-                        .up();
-                    let set = self.handle.link().set(up.build()).execute().await;
-                    set.map_err(failed(format!("set {name} up")))?;
-                    note(Resource::Device, format!("{name}, which was down"));
+        let renamed = match self.link(name).await? {
+            Some(link) => Some((link, None)),
+            None => {
+                let renamed = self.rename_back(config, uplink).await?;
+                renamed.map(|(link, had)| (link, Some(had)))
+            }
+        };
+        let index = match renamed {
+            Some((link, had)) if is_tunnel(&link, config.tunnel_port) => {
+                if let Some(had) = had {
+                    note(Resource::Device, format!("{name}, which was called {had}"));
                 }
-                index
+                for altered in self.mend(name, &link, uplink).await? {
+                    note(altered.resource, altered.object);
+                }
+                link.header.index
             }
             Some(_) => return Err(NetworkError::ForeignDevice(name.to_owned())),
             None => {
@@ -331,7 +333,7 @@ fn is_right(rule: &RuleMessage, config: &Config) -> bool {
         && !rule.attributes.iter().any(narrows)
 }
 
-fn is_tunnel(link: &LinkMessage, tunnel_port: u16) -> bool {
+pub(super) fn is_tunnel(link: &LinkMessage, tunnel_port: u16) -> bool {
     let infos = link
         .attributes
         .iter()
@@ -350,7 +352,7 @@ fn is_tunnel(link: &LinkMessage, tunnel_port: u16) -> bool {
 
 /// The tunnel device's MAC: one of its own on each node, for a device drops what seems to come from itself. The uplink's,
 /// with the bit for "locally administered" turned over.
-fn tunnel_mac(uplink: [u8; 6]) -> [u8; 6] {
+pub(super) fn tunnel_mac(uplink: [u8; 6]) -> [u8; 6] {
     let mut mac = uplink;
     mac[0] = (mac[0] ^ 0x02) & !0x01;
     mac

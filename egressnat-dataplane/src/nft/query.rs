@@ -1,7 +1,7 @@
 //! Reading back what the kernel has.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::ffi::{CStr, CString, c_void};
+use std::ffi::{CStr, c_void};
 use std::net::IpAddr;
 use std::ops::Bound;
 use std::time::Duration;

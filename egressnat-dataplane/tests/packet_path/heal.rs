@@ -249,6 +249,48 @@ fn links_addresses_routes_rules_and_programs_come_back_within_a_second() {
 }
 
 #[test]
+fn a_tunnel_device_that_others_alter_is_as_it_was_within_a_second() {
+    let network = Network::new();
+    network.apply("n2", plan("n2", "n2"));
+    network.ip("n1", "link add br0 type bridge");
+    let keeper = network.keep("n1", network.config("n1"), plan("n1", "n2"));
+    let state = || {
+        [
+            "-d link show dev egressnat0",
+            "-4 addr show dev egressnat0",
+            "route show table 1190",
+        ]
+        .map(|what| network.told("n1", &format!("ip -o {what}")))
+    };
+    let before = state();
+    for (attack, want) in [
+        ("link set egressnat0 mtu 1200", "had another MTU"),
+        ("link set egressnat0 arp on", "asked for neighbors"),
+        (
+            "link set egressnat0 address 02:00:00:00:00:07",
+            "had another MAC address",
+        ),
+        (
+            "link set egressnat0 master br0",
+            "was a port of another interface",
+        ),
+        ("link set egressnat0 name stolen0", "was called stolen0"),
+    ] {
+        let restored = keeper.restores(Resource::Device, attack, || {
+            network.ip("n1", attack);
+        });
+        let is_told = |one: &Restored| one.object == format!("egressnat0, which {want}");
+        assert!(restored.iter().any(is_told), "{attack}: {restored:?}");
+        assert_eq!(state(), before, "{attack}");
+        assert_eq!(
+            network.seen_by_tcp("10.10.1.2", SERVER).as_deref(),
+            Some(FLOATING),
+            "{attack}"
+        );
+    }
+}
+
+#[test]
 fn pins_that_somebody_deletes_are_back_within_a_second_and_the_next_run_takes_over_from_them() {
     for attachment in [Attachment::Tcx, Attachment::Clsact] {
         let mut network = Network::new();

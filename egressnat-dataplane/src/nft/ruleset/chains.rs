@@ -379,7 +379,10 @@ impl Ruleset {
         batch.add(&rule(&passed, comment, &redirected), MsgType::Add);
 
         let chain = base_chain(
-            (c"guard", c"nothing reaches a strict destination undecided"),
+            (
+                c"guard",
+                c"nothing reaches a strict destination without a decision",
+            ),
             table,
             ChainType::Filter,
             Hook::Forward,
