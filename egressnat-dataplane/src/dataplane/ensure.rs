@@ -41,6 +41,9 @@ impl Dataplane {
                 Err(error) => fail(report, "table arp egressnat", &error),
             }
         }
+        if doubts.addresses {
+            self.recognize_floating_ips(report).await;
+        }
         let steered = self.begins_to_steer(plan);
         if doubts.links || !steered.is_empty() {
             // First, as programs are pinned beside the maps.
@@ -59,6 +62,19 @@ impl Dataplane {
             report
                 .restored
                 .extend(made.into_iter().filter(|made| !is_new(made)));
+        }
+    }
+
+    /// Takes floating IPs for ours that somebody gave another protocol number, after they were put on the uplink here.
+    async fn recognize_floating_ips(&mut self, report: &mut Report) {
+        let was_put = |address| self.kept.is_here(address);
+        let recognized = self.network.recognize_floating_ips(&self.uplink, was_put);
+        match recognized.await {
+            Ok(addresses) => addresses.iter().for_each(|address| {
+                let object = format!("{address}, which had another protocol number");
+                wrote(report, true, Resource::Address, &object);
+            }),
+            Err(error) => fail(report, "floating IPs that others altered", &error),
         }
     }
 

@@ -8,6 +8,7 @@ use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::{
     AddressAttribute, AddressFlags, AddressMessage, AddressProtocol, CacheInfo,
 };
+use rtnetlink::AddressAddRequest;
 
 use super::{ADDRESS_PROTOCOL, Network, NetworkError, Uplink, failed, is_ours, network_of};
 
@@ -45,7 +46,48 @@ impl Network {
         .await
     }
 
+    /// Gives floating IPs our protocol number again that have it no more, of those that were put on the uplink here. Returns which.
+    ///
+    /// # Errors
+    ///
+    /// The kernel does not list the addresses, or takes one no other way.
+    pub(crate) async fn recognize_floating_ips(
+        &self,
+        uplink: &Uplink,
+        was_put: impl Fn(IpAddr) -> bool,
+    ) -> Result<Vec<IpAddr>, NetworkError> {
+        let mut recognized = Vec::new();
+        for message in self.addresses(uplink.index).await? {
+            let Some(host) = network_of(&message).filter(|_| !is_ours(&message)) else {
+                continue;
+            };
+            let address = host.addr();
+            if host != IpNet::from(address) || !was_put(address) {
+                continue;
+            }
+            let replace = self.floating_ip(uplink, address).replace();
+            let operation = format!("make {host} on {} ours again", uplink.name);
+            replace.execute().await.map_err(failed(operation))?;
+            recognized.push(address);
+        }
+        Ok(recognized)
+    }
+
     async fn add_floating_ip(&self, uplink: &Uplink, address: IpAddr) -> Result<(), NetworkError> {
+        let host = IpNet::from(address);
+        match self.floating_ip(uplink, address).execute().await {
+            Err(rtnetlink::Error::NetlinkError(message)) if message.raw_code() == -libc::EEXIST => {
+                Err(NetworkError::ForeignAddress {
+                    address,
+                    interface: uplink.name.clone(),
+                })
+            }
+            added => added.map_err(failed(format!("add address {host} to {}", uplink.name))),
+        }
+    }
+
+    /// A floating IP as we put it on the uplink.
+    fn floating_ip(&self, uplink: &Uplink, address: IpAddr) -> AddressAddRequest {
         let host = IpNet::from(address);
         let mut add = self
             .handle
@@ -65,15 +107,7 @@ impl Network {
             lifetime.ifa_valid = FOREVER;
             attributes.push(AddressAttribute::CacheInfo(lifetime));
         }
-        match add.execute().await {
-            Err(rtnetlink::Error::NetlinkError(message)) if message.raw_code() == -libc::EEXIST => {
-                Err(NetworkError::ForeignAddress {
-                    address,
-                    interface: uplink.name.clone(),
-                })
-            }
-            added => added.map_err(failed(format!("add address {host} to {}", uplink.name))),
-        }
+        add
     }
 
     async fn remove_floating_ip(

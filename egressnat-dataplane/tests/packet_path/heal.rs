@@ -211,6 +211,15 @@ fn links_addresses_routes_rules_and_programs_come_back_within_a_second() {
             Resource::Address,
             format!("addr del {FLOATING}/32 dev eth0"),
         ),
+        // What networkd and others do to addresses that they think they know.
+        (
+            Resource::Address,
+            format!("addr change {FLOATING}/32 dev eth0"),
+        ),
+        (
+            Resource::Address,
+            format!("addr change {FLOATING}/32 dev eth0 valid_lft 1 preferred_lft 1"),
+        ),
         (Resource::Address, "addr flush dev egressnat0".to_owned()),
         (Resource::Device, "link del egressnat0".to_owned()),
         (Resource::Device, "link set egressnat0 down".to_owned()),

@@ -26,6 +26,10 @@ fn what_others_do_to_addresses_routes_rules_and_settings_of_ipv6_is_undone_withi
             Resource::Address,
             format!("-6 addr del {FLOATING6}/128 dev eth0"),
         ),
+        (
+            Resource::Address,
+            format!("-6 addr change {FLOATING6}/128 dev eth0"),
+        ),
         (Resource::Route, "-6 route flush table 1190".to_owned()),
         (
             Resource::Route,
