@@ -1,5 +1,8 @@
 //! Taking everything of ours out of the kernel (E46).
 
+mod flows;
+
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 
@@ -12,9 +15,10 @@ use crate::lock::Lock;
 use crate::network::Network;
 use crate::nft::{Fence, Owner, Ruleset};
 use crate::programs::remove_filters;
+use flows::BoundFlows;
 
 /// Removes everything of ours from this namespace, without an agent: programs, maps, ip rules, routes, tunnel
-/// device, floating IPs, tables. Running it again changes nothing. While an agent runs it removes nothing, and names the agent's
+/// device, floating IPs, tables, the bindings of running connections, and the guard file if one is configured. Running it again changes nothing. While an agent runs it removes nothing, and names the agent's
 /// process: the agent would bring everything back.
 ///
 /// Steering ends first and the tables go last, so that no packet leaves half translated in between.
@@ -40,25 +44,29 @@ pub async fn cleanup(config: &Config) -> Report {
             message,
         }),
     };
+    let bound = BoundFlows::read(config);
+    let network = Network::open(config);
+    let interfaces = match &network {
+        Ok(network) => network.interfaces().await.unwrap_or_default(),
+        Err(_) => BTreeMap::new(),
+    };
     note(
         "filters of interfaces",
-        remove_filters(&pins)
+        remove_filters(&pins, interfaces.into_keys())
             .map(|()| 0)
             .map_err(|error| chain(&error)),
     );
-    let unpinned = match fs::remove_dir_all(&pins) {
-        Ok(()) => Ok(1),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(0),
-        Err(error) => Err(error.to_string()),
-    };
-    note(&pins.display().to_string(), unpinned);
-    let network = match Network::open(config) {
+    note(
+        &pins.display().to_string(),
+        removed(fs::remove_dir_all(&pins)),
+    );
+    let removed_links = match network {
         Ok(network) => network.remove_all(config).await,
         Err(error) => Err(error),
     };
     note(
         "links, addresses, routes and rules",
-        network.map_err(|error| chain(&error)),
+        removed_links.map_err(|error| chain(&error)),
     );
     for family in Family::ALL {
         note(
@@ -74,7 +82,23 @@ pub async fn cleanup(config: &Config) -> Report {
             .map(usize::from)
             .map_err(|error| chain(&error)),
     );
+    note(
+        "running connections",
+        bound.forget().map_err(|error| chain(&error)),
+    );
+    if let Some(file) = &config.guard_file {
+        note(&file.display().to_string(), removed(fs::remove_file(file)));
+    }
     report
+}
+
+/// How many things were removed: what was not there is none.
+fn removed(outcome: io::Result<()>) -> Result<usize, String> {
+    match outcome {
+        Ok(()) => Ok(1),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(0),
+        Err(error) => Err(error.to_string()),
+    }
 }
 
 /// Nothing was removed, and why.

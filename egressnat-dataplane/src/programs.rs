@@ -191,6 +191,8 @@ pub(crate) struct Programs {
     /// What the kernel calls them, in the order of [`Hook::ALL`].
     ids: [u32; Hook::ALL.len()],
     pinned: PinnedMaps,
+    /// The interfaces whose queueing discipline is ours. It is noted beside the pins, and known here when somebody deletes them.
+    qdiscs: BTreeSet<u32>,
 }
 
 impl Programs {
@@ -228,6 +230,7 @@ impl Programs {
         let mut programs = Self {
             ebpf,
             pinned: PinnedMaps::open(&pins)?,
+            qdiscs: noted(QDISC, &names(&pins)?).collect(),
             pins,
             mechanism,
             ids: Default::default(),
@@ -292,16 +295,19 @@ impl Programs {
             source,
         })?;
         if attached.qdisc_made {
+            self.qdiscs.insert(ifindex);
+        }
+        if self.qdiscs.contains(&ifindex) {
             make_note(&qdisc)?;
         }
         Ok(attached.filter_made)
     }
 
     fn qdisc_note(&self, ifindex: u32) -> PathBuf {
-        self.pins.join(format!("qdisc_{ifindex}"))
+        self.pins.join(format!("{QDISC}{ifindex}"))
     }
 
-    fn remove_filter(&self, hook: Hook, ifindex: u32) -> Result<(), ProgramsError> {
+    fn remove_filter(&mut self, hook: Hook, ifindex: u32) -> Result<(), ProgramsError> {
         let note = hook.note(&self.pins, ifindex);
         if !note.exists() {
             return Ok(());
@@ -319,6 +325,7 @@ impl Programs {
         if qdisc.exists() && !other.iter().any(|note| note.exists()) {
             clsact::remove_empty_qdisc(ifindex).map_err(filter_error)?;
             remove_note(&qdisc)?;
+            self.qdiscs.remove(&ifindex);
         }
         Ok(())
     }
@@ -428,40 +435,46 @@ impl Programs {
     }
 
     /// Takes `steer` off an interface.
-    pub(crate) fn detach_steer(&self, ifindex: u32) -> Result<(), ProgramsError> {
+    pub(crate) fn detach_steer(&mut self, ifindex: u32) -> Result<(), ProgramsError> {
         remove_pin(&Hook::Steer.pin(&self.pins, ifindex))?;
         self.remove_filter(Hook::Steer, ifindex)
     }
 }
 
-/// Takes all filters off that are noted below `root`, with the queueing disciplines that are ours and empty; links go with
-/// their pins. Goes on behind an error, and tells the first.
-pub(crate) fn remove_filters(root: &Path) -> Result<(), ProgramsError> {
+/// Takes all our filters off `interfaces`, whether they are noted or not, and the queueing disciplines that are noted below `root` if
+/// they are empty then; links go with their pins. Goes on behind an error, and tells the first.
+pub(crate) fn remove_filters(
+    root: &Path,
+    interfaces: impl IntoIterator<Item = u32>,
+) -> Result<(), ProgramsError> {
     let mut outcome = Ok(());
-    for layout in names(root)? {
-        let pins = root.join(layout);
-        let of = |prefix: &str, names: &[String]| -> Vec<u32> {
-            let index = |name: &String| name.strip_prefix(prefix)?.parse().ok();
-            names.iter().filter_map(index).collect()
-        };
-        let names = names(&pins)?;
-        let mut note = |ifindex: u32, removed: io::Result<()>| {
-            let removed = removed.map_err(|source| ProgramsError::Filter {
-                interface: ifindex.to_string(),
-                source,
-            });
-            outcome = std::mem::replace(&mut outcome, Ok(())).and(removed);
-        };
-        for hook in Hook::ALL {
-            for ifindex in of(&format!("filter_{}_", hook.name()), &names) {
-                note(ifindex, clsact::detach(ifindex, hook.side()));
-            }
+    let mut note = |ifindex: u32, removed: io::Result<()>| {
+        let removed = removed.map_err(|source| ProgramsError::Filter {
+            interface: ifindex.to_string(),
+            source,
+        });
+        outcome = std::mem::replace(&mut outcome, Ok(())).and(removed);
+    };
+    for ifindex in interfaces {
+        for side in [TcAttachType::Ingress, TcAttachType::Egress] {
+            note(ifindex, clsact::detach(ifindex, side));
         }
-        for ifindex in of("qdisc_", &names) {
+    }
+    for layout in names(root)? {
+        for ifindex in noted(QDISC, &names(&root.join(layout))?) {
             note(ifindex, clsact::remove_empty_qdisc(ifindex));
         }
     }
     outcome
+}
+
+/// What the name of a note of a queueing discipline begins with.
+const QDISC: &str = "qdisc_";
+
+/// The interfaces of the notes that begin so.
+fn noted(prefix: &str, names: &[String]) -> impl Iterator<Item = u32> {
+    let index = move |name: &String| name.strip_prefix(prefix)?.parse().ok();
+    names.iter().filter_map(index)
 }
 
 /// What is in a directory of pins, which may not be there.

@@ -84,9 +84,6 @@ struct Run {
     /// What becomes of the node's floating IPs while the store does not answer.
     #[arg(long, value_name = "WHAT", value_enum, default_value_t = Outage::Hold)]
     store_outage: Outage,
-    /// File to keep what is guarded in, so that a reboot does not open a gap: on a disk that outlasts it.
-    #[arg(long, value_name = "FILE")]
-    guard_file: Option<PathBuf>,
     #[command(flatten)]
     host: Host,
 }
@@ -107,6 +104,9 @@ struct Host {
     /// Where a bpffs is mounted.
     #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf")]
     bpffs: PathBuf,
+    /// File to keep what is guarded in, so that a reboot does not open a gap: on a disk that outlasts it. Cleanup removes it.
+    #[arg(long, value_name = "FILE")]
+    guard_file: Option<PathBuf>,
     /// Bits of the packet mark that egressnat may use, in one piece. The default has room for 1,020 egress IPs on this node, held or steered to;
     /// 0x7fff0000 for 16,380.
     #[arg(long, value_name = "MASK", default_value = "0x07ff0000", value_parser = mark_mask)]
@@ -152,6 +152,7 @@ impl Host {
             floating_ip_use: FloatingIpUse::UntilDeadline,
             attachment: self.attachment,
             encapsulation: self.encapsulation,
+            guard_file: self.guard_file,
             ..Config::default()
         }
     }
@@ -295,7 +296,7 @@ async fn run(run: Run) -> anyhow::Result<()> {
     }
     if let Some(directory) = run.manifests {
         let store = DirectoryStore::open(directory)?;
-        return run_agent(store, open(run.host, run.guard_file).await?, config)
+        return run_agent(store, open(run.host).await?, config)
             .await
             .context("the agent stopped");
     }
@@ -303,18 +304,14 @@ async fn run(run: Run) -> anyhow::Result<()> {
         Some(path) => ApiStore::from_kubeconfig(path).await?,
         None => ApiStore::in_cluster()?,
     };
-    run_agent(store, open(run.host, run.guard_file).await?, config)
+    run_agent(store, open(run.host).await?, config)
         .await
         .context("the agent stopped")
 }
 
 /// After the store, so that a mistake in the options leaves the kernel alone.
-async fn open(host: Host, guard_file: Option<PathBuf>) -> anyhow::Result<Kernel> {
-    let config = Config {
-        guard_file,
-        ..host.config()
-    };
-    let dataplane = Dataplane::open(config)
+async fn open(host: Host) -> anyhow::Result<Kernel> {
+    let dataplane = Dataplane::open(host.config())
         .await
         .context("the packet path cannot be put in place")?;
     Ok(Kernel(dataplane))

@@ -82,9 +82,11 @@ impl HandoverSettings {
         sysctl::read(&unres_qlen_of(&self.name, family))
     }
 
-    /// The length that new interfaces get.
+    /// The length that new interfaces get; where the namespace has no such setting, as only the first one has, the one that its
+    /// loopback interface got.
     pub(crate) fn usual(family: Family) -> Option<u32> {
-        sysctl::read(&unres_qlen_of("default", family))
+        let mut from = ["default", "lo"].into_iter();
+        from.find_map(|interface| sysctl::read(&unres_qlen_of(interface, family)))
     }
 
     /// Whether packets from an address of this node may come in: no, or how somebody wrote yes. None where it cannot be read.

@@ -57,7 +57,7 @@ table arp foreign {
 "#;
 
 /// Translates whatever leaves, as flannel and Docker do for their ranges.
-fn masquerades_at(priority: i32) -> String {
+pub(crate) fn masquerades_at(priority: i32) -> String {
     format!(
         "table ip late {{\nchain every {{\ntype nat hook postrouting priority {priority}; policy accept;\n\
          ip saddr 10.10.0.0/16 ip daddr != 224.0.0.0/4 counter masquerade\n}}\n}}"

@@ -12,6 +12,7 @@ mod answers;
 mod bridge;
 mod burst;
 mod chaos;
+mod cleanup;
 mod clsact;
 mod container;
 mod counters;
@@ -41,8 +42,7 @@ mod strangers;
 mod traffic;
 mod wire;
 
-use egressnat_dataplane::cleanup;
-use network::{FLOATING, Network, OTHER_SERVER, SERVER, eventually, plan, runtime};
+use network::{FLOATING, Network, OTHER_SERVER, SERVER, plan};
 
 fn seen(address: &str) -> Option<String> {
     Some(address.to_owned())
@@ -115,40 +115,6 @@ fn applying_again_changes_nothing_also_after_a_restart() {
 }
 
 #[test]
-fn cleanup_leaves_nothing_and_does_so_twice() {
-    let network = Network::new();
-    let state = |network: &Network| {
-        ["link", "addr", "rule", "route show table all"].map(|what| {
-            let args = if what.contains(' ') {
-                what.to_owned()
-            } else {
-                format!("{what} show")
-            };
-            network.ip("n1", &format!("-o {args}"))
-        })
-    };
-    // Waits for what the kernel does by itself, such as link-local addresses.
-    eventually(false, || {
-        network.ip("n1", "addr show").contains("tentative")
-    });
-    let before = state(&network);
-    network.apply_all("n1");
-    assert_ne!(state(&network), before);
-    // As of another version.
-    std::fs::create_dir(network.pins("n1").join("v0")).unwrap();
-    let config = network.config("n1");
-    let clean = move || runtime().block_on(cleanup(&config));
-    let report = network.enter("n1", clean.clone());
-    assert_eq!(report.failures, []);
-    assert!(report.changes >= 5, "{}", report.changes);
-    assert_eq!(state(&network), before, "E46");
-    assert_eq!(network.exec("n1", "nft list tables"), "");
-    assert!(!network.pins("n1").exists());
-    let again = network.enter("n1", clean);
-    assert_eq!((again.changes, again.failures), (0, vec![]));
-}
-
-#[test]
 fn replies_of_connections_from_outside_are_never_steered() {
     let network = Network::new();
     network.serve("10.10.1.2", "10.10.1.2");
@@ -173,8 +139,7 @@ fn an_address_that_somebody_else_put_on_the_uplink_is_not_taken_over() {
     network.ip("n1", &format!("addr add {FLOATING}/32 dev eth0"));
     let report = network.apply("n1", plan("n1", "n1"));
     assert_eq!(report.failures.len(), 1, "{report:?}");
-    let config = network.config("n1");
-    network.enter("n1", move || runtime().block_on(cleanup(&config)));
+    network.clean("n1");
     assert!(network.ip("n1", "addr show dev eth0").contains(FLOATING));
 }
 
