@@ -187,12 +187,8 @@ fn nothing_leaks_from_a_gateway_node_that_is_cleaned_up_under_traffic_e43() {
     network.count("out", "arrived", &format!("ip saddr {FLOATING}"));
     eventually(true, || network.counted("out", "watch", "arrived") > 100);
     assert_clean(&network.clean("n2"));
-    // For as long as the neighbor is believed to be there.
-    let sent = network.counted("n1", "egressnat", "no_tunnel");
-    std::thread::sleep(Duration::from_millis(500));
     assert_eq!(network.leaked(), 0);
-    assert_eq!(network.counted("n1", "egressnat", "no_tunnel"), sent);
-    // And comes back.
+    // And it comes back, with what was on its way meanwhile.
     network.apply("n2", plan("n2", "n2"));
     let before = network.counted("out", "watch", "arrived");
     eventually(true, || {

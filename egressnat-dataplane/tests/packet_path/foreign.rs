@@ -1,8 +1,9 @@
 //! What is not ours stays as it is, and does not get in between.
 
-use egressnat_dataplane::cleanup;
+use egressnat_dataplane::Attachment;
 
-use crate::network::{FLOATING, Network, OTHER_SERVER, SERVER, eventually, plan, runtime};
+use crate::ipv6::{self, FLOATING6, SERVER6};
+use crate::network::{FLOATING, Network, OTHER_SERVER, SERVER, eventually, plan};
 
 /// What kube-proxy, Docker, Calico and a host firewall leave on a node, as `nft -f` reads it.
 const FOREIGN: &str = r#"
@@ -49,6 +50,28 @@ table inet firewalld {
 		ct state established,related accept
 	}
 }
+table ip6 nat {
+	chain KUBE-POSTROUTING {
+		meta mark & 0x00004000 != 0x00004000 counter return
+		counter meta mark set mark xor 0x4000
+		counter masquerade fully-random
+	}
+	chain POSTROUTING {
+		type nat hook postrouting priority srcnat; policy accept;
+		counter jump KUBE-POSTROUTING
+	}
+}
+table ip6 filter {
+	set cali60all-ipam-pools { type ipv6_addr; flags interval; elements = { fd00:10:10::/48 } }
+	chain cali-FORWARD {
+		counter meta mark set mark and 0x0fffffff
+		ip6 saddr @cali60all-ipam-pools counter accept
+	}
+	chain FORWARD {
+		type filter hook forward priority filter; policy accept;
+		counter jump cali-FORWARD
+	}
+}
 table arp foreign {
 	chain input {
 		type filter hook input priority 0; policy accept;
@@ -73,9 +96,9 @@ impl Network {
     }
 
     /// Everything that others could have on a node, byte by byte.
-    fn foreign_state(&self, node: &str) -> Vec<String> {
-        [
-            "nft -j -s list ruleset",
+    fn whole_foreign_state(&self, node: &str) -> Vec<String> {
+        let commands = [
+            "nft -s list ruleset",
             "ip -o link",
             "ip -o addr",
             "ip rule",
@@ -84,45 +107,95 @@ impl Network {
             "ip -6 route show table all",
             "tc qdisc",
             "tc filter show dev veth2 ingress",
-            "sysctl net.ipv4.conf.all.rp_filter net.ipv4.conf.eth0.rp_filter net.ipv4.ip_forward",
-        ]
-        .map(|command| self.exec(node, command))
-        .into()
+            "sysctl net.ipv4.conf.all.rp_filter net.ipv4.conf.eth0.rp_filter net.ipv4.ip_forward \
+             net.ipv4.conf.eth0.arp_ignore net.ipv6.conf.all.forwarding",
+        ];
+        commands.map(|command| self.exec(node, command)).into()
+    }
+
+    /// The same without what is ours.
+    fn foreign_state(&self, node: &str) -> Vec<String> {
+        let mut state = self.whole_foreign_state(node);
+        let is_ours = |table: &&str| table.lines().any(|line| line.contains(" egressnat {"));
+        let tables = state[0].split_inclusive("\n}\n");
+        state[0] = tables.filter(|table| !is_ours(table)).collect();
+        for text in &mut state[1..] {
+            let lines = text.split_inclusive('\n');
+            // The queueing discipline too that an interface had not.
+            let qdisc = "clsact ffff: dev veth3";
+            let ours = [
+                "egressnat",
+                "1190",
+                FLOATING,
+                FLOATING6,
+                " pref 61190 ",
+                qdisc,
+            ];
+            let is_ours = |line: &&str| ours.iter().any(|part| line.contains(part));
+            *text = lines.filter(|line| !is_ours(line)).collect();
+        }
+        state
     }
 }
 
 #[test]
-fn a_full_life_leaves_what_others_have_byte_for_byte_e46() {
-    let network = Network::new();
-    for node in ["n1", "n2"] {
-        network.load(node, FOREIGN);
-        network.ip(node, "rule add fwmark 0x8000/0x8000 table 77 priority 700");
-        network.ip(node, "route add 203.0.113.0/24 via 192.168.1.254 table 77");
-        network.exec(node, "tc qdisc add dev veth2 clsact");
-    }
-    eventually(false, || {
-        ["n1", "n2"]
-            .iter()
-            .any(|node| network.exec(node, "ip addr show").contains("tentative"))
-    });
-    let before = ["n1", "n2"].map(|node| network.foreign_state(node));
-    for holder in ["n2", "n1", "n2"] {
-        network.apply_all(holder);
-        for pod in ["10.10.1.2", "10.10.2.2"] {
-            let seen = network.seen_by_tcp(pod, SERVER);
-            assert_eq!(seen.as_deref(), Some(FLOATING), "{pod}, held by {holder}");
+fn a_full_life_leaves_what_others_have_byte_for_byte_at_every_moment_e46() {
+    for attachment in [Attachment::Tcx, Attachment::Clsact] {
+        let mut network = Network::dual_stack();
+        network.attachment = attachment;
+        for node in ["n1", "n2"] {
+            network.load(node, FOREIGN);
+            network.ip(node, "rule add fwmark 0x8000/0x8000 table 77 priority 700");
+            network.ip(node, "route add 203.0.113.0/24 via 192.168.1.254 table 77");
+            network.ip(
+                node,
+                "-6 rule add fwmark 0x8000/0x8000 table 77 priority 700",
+            );
+            network.ip(
+                node,
+                "-6 route add 2001:db8:7::/48 via fd00:192:168:1::254 table 77",
+            );
+            network.exec(node, "tc qdisc add dev veth2 clsact");
+            network.shell(
+                node,
+                "tc filter add dev veth2 ingress prio 7 bpf da bytecode '1,6 0 0 4294967295'",
+            );
         }
-        let keeper = network.keep("n1", network.config("n1"), plan("n1", holder));
-        network.ip("n1", "link del egressnat0");
-        keeper.wait_for(egressnat_core::Resource::Device);
+        eventually(false, || {
+            ["n1", "n2"]
+                .iter()
+                .any(|node| network.exec(node, "ip addr show").contains("tentative"))
+        });
+        let before = ["n1", "n2"].map(|node| network.whole_foreign_state(node));
+        let unharmed = |when: &str| {
+            let now = ["n1", "n2"].map(|node| network.foreign_state(node));
+            for (now, before) in now.iter().flatten().zip(before.iter().flatten()) {
+                assert_eq!(now, before, "{attachment:?}, {when}");
+            }
+        };
+        unharmed("before");
+        for holder in ["n2", "n1", "n2"] {
+            network.apply_both(holder);
+            unharmed("with a plan");
+            assert_ne!(network.whole_foreign_state("n1"), before[0]);
+            for pod in ["10.10.1.2", "10.10.2.2"] {
+                let seen = [SERVER, SERVER6].map(|server| network.seen_by_tcp(pod, server));
+                let want = [FLOATING, FLOATING6].map(|address| Some(address.to_owned()));
+                assert_eq!(seen, want, "{pod}, held by {holder}");
+            }
+            let plan = ipv6::plan("n1", holder);
+            let keeper = network.keep("n1", network.config("n1"), plan);
+            network.ip("n1", "link del egressnat0");
+            keeper.wait_for(egressnat_core::Resource::Device);
+            drop(keeper);
+            unharmed("after something was brought back");
+        }
+        for node in ["n1", "n2"] {
+            assert_eq!(network.clean(node).failures, []);
+        }
+        let after = ["n1", "n2"].map(|node| network.whole_foreign_state(node));
+        assert_eq!(after, before, "{attachment:?}");
     }
-    for node in ["n1", "n2"] {
-        let config = network.config(node);
-        let report = network.enter(node, move || runtime().block_on(cleanup(&config)));
-        assert_eq!(report.failures, []);
-    }
-    let after = ["n1", "n2"].map(|node| network.foreign_state(node));
-    assert_eq!(after, before);
 }
 
 #[test]
