@@ -90,7 +90,7 @@ pub enum OpenError {
 ///
 /// # Minimum kernel version
 ///
-/// 5.18; from 6.6 on programs are attached by TCX, and deadlines of floating IPs take 6.3.
+/// 5.18; from 6.6 on programs are attached by TCX.
 pub struct Dataplane {
     config: Config,
     nft: SharedOwner,

@@ -23,7 +23,7 @@ const AT_ONCE: usize = 1_000;
 ///
 /// # Minimum kernel version
 ///
-/// 6.3, with tables of family arp.
+/// 5.18, with tables of family arp.
 #[derive(Debug, Clone)]
 pub struct Deadlines {
     nft: SharedOwner,
@@ -44,7 +44,7 @@ impl Deadlines {
     ///
     /// # Errors
     ///
-    /// nf_tables refused: the kernel has no tables of family arp, or is older than 6.3. The old deadlines stand, of all addresses or of some.
+    /// nf_tables refused: the kernel has no tables of family arp. The old deadlines stand, of all addresses or of some.
     pub fn hold_until(&self, addresses: &[IpAddr], deadline: Instant) -> Result<(), NftError> {
         let families: BTreeSet<Family> = addresses.iter().copied().map(Family::of).collect();
         for family in families {

@@ -30,9 +30,6 @@ pub(super) const WORD: u32 = 4;
 const HOST_ORDER: u32 = 1;
 const NETWORK_ORDER: u32 = 2;
 
-/// `NFT_MSG_DESTROYSETELEM` (`linux/netfilter/nf_tables.h`, since 6.3).
-const DESTROY_ELEMENTS: i32 = 30;
-
 /// The sets of our tables.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum SetName {
@@ -323,6 +320,18 @@ impl Elements {
 
     /// Adds these elements to the set, or takes them out, in as many messages as it takes.
     pub(super) fn add_to(&self, batch: &mut Batch, change: Change) {
+        match change {
+            Change::Add => self.write_all(batch, libc::NFT_MSG_NEWSETELEM),
+            Change::Remove => self.write_all(batch, libc::NFT_MSG_DELSETELEM),
+            // The one message that says so (`NFT_MSG_DESTROYSETELEM`) is of Linux 6.3. What is there once more is not there twice.
+            Change::RemoveIfThere => {
+                self.write_all(batch, libc::NFT_MSG_NEWSETELEM);
+                self.write_all(batch, libc::NFT_MSG_DELSETELEM);
+            }
+        }
+    }
+
+    fn write_all(&self, batch: &mut Batch, kind: i32) {
         // SAFETY: the iterator lives until it is destroyed below, and the set longer.
         unsafe {
             let iterator = sys::nftnl_set_elems_iter_create(self.set.as_ptr());
@@ -333,7 +342,7 @@ impl Elements {
                         iterator,
                         more: &more,
                         family: self.family,
-                        change,
+                        kind,
                     },
                     // Ours says more than theirs.
                     MsgType::Add,
@@ -362,7 +371,7 @@ pub(crate) enum Change {
     Add,
     /// Takes them out: they must be there.
     Remove,
-    /// Takes out those that are there.
+    /// Takes out those that are there: elements without a timeout, whatever those that are there have.
     RemoveIfThere,
 }
 
@@ -386,16 +395,15 @@ struct Page<'a> {
     iterator: *mut sys::nftnl_set_elems_iter,
     more: &'a Cell<i32>,
     family: ProtoFamily,
-    change: Change,
+    kind: i32,
 }
 
 // SAFETY: as above; the iterator is advanced by what was written.
 unsafe impl NlMsg for Page<'_> {
     unsafe fn write(&self, buffer: *mut c_void, sequence: u32, _: MsgType) {
-        let (kind, flags) = match self.change {
-            Change::Add => (libc::NFT_MSG_NEWSETELEM, libc::NLM_F_CREATE),
-            Change::Remove => (libc::NFT_MSG_DELSETELEM, 0),
-            Change::RemoveIfThere => (DESTROY_ELEMENTS, 0),
+        let (kind, flags) = match self.kind {
+            libc::NFT_MSG_NEWSETELEM => (self.kind, libc::NLM_F_CREATE),
+            kind => (kind, 0),
         };
         // SAFETY: see above.
         unsafe {
