@@ -8,6 +8,7 @@
 )]
 
 mod alone;
+mod announce;
 mod answers;
 mod bridge;
 mod burst;

@@ -1,0 +1,78 @@
+//! Who holds a floating IP is told to the neighbors, and told again to those who missed it.
+
+use std::time::Duration;
+
+use crate::ipv6::{self, FLOATING6};
+use crate::network::{FLOATING, Network, eventually, plan};
+
+/// How often each announcement is sent: at once and within three seconds.
+const TIMES: u64 = 5;
+const LAST: Duration = Duration::from_secs(3);
+
+impl Network {
+    /// Counts announcements that come to `out`: requests and replies of ARP, and advertisements of neighbor discovery.
+    fn count_announcements(&self) {
+        for command in [
+            "add table arp told".to_owned(),
+            "add chain arp told in { type filter hook input priority 0 ; }".to_owned(),
+            "add counter arp told requests".to_owned(),
+            "add counter arp told replies".to_owned(),
+            rule("request", "requests"),
+            rule("reply", "replies"),
+        ] {
+            self.exec("out", &format!("nft {command}"));
+        }
+        let advertised = format!("icmpv6 type nd-neighbor-advert ip6 saddr {FLOATING6}");
+        self.count6("advertised", &advertised);
+    }
+
+    /// Requests, replies, advertisements.
+    fn announced(&self) -> [u64; 3] {
+        let arp = ["requests", "replies"].map(|name| self.counted_in("out", "arp told", name));
+        [arp[0], arp[1], self.counted6("advertised")]
+    }
+}
+
+fn rule(operation: &str, counter: &str) -> String {
+    let about_itself = format!("arp saddr ip {FLOATING} arp daddr ip {FLOATING}");
+    format!("add rule arp told in arp operation {operation} {about_itself} counter name {counter}")
+}
+
+#[test]
+fn a_floating_ip_is_announced_again_and_again_so_that_who_missed_it_learns_it() {
+    let network = Network::dual_stack();
+    network.apply("n2", ipv6::plan("n2", "n1"));
+    network.count_announcements();
+    let _keeper = network.keep("n1", network.config("n1"), ipv6::plan("n1", "n1"));
+    assert!(network.announced().iter().all(|count| *count > 0));
+    // As who missed it believes.
+    let neighbors =
+        || [FLOATING, FLOATING6].map(|ip| network.ip("out", &format!("neigh show {ip}")));
+    for floating in [FLOATING, FLOATING6] {
+        let old = format!("neigh replace {floating} lladdr 02:00:00:00:00:99 dev eth0 nud stale");
+        network.ip("out", &old);
+    }
+    assert!(neighbors().iter().all(|entry| entry.contains("00:99")));
+    let mac = network.mac("n1");
+    eventually([true, true], || {
+        neighbors().map(|entry| entry.contains(&mac))
+    });
+    eventually([TIMES; 3], || network.announced());
+}
+
+#[test]
+fn an_address_that_was_given_away_is_announced_no_more() {
+    let network = Network::dual_stack();
+    network.apply("n2", ipv6::plan("n2", "n2"));
+    network.count_announcements();
+    network.open("n1", async |mut dataplane| {
+        assert_eq!(dataplane.apply(&plan("n1", "n1")).await.failures, []);
+        assert_eq!(dataplane.apply(&plan("n1", "n2")).await.failures, []);
+        // Longer than all announcements take.
+        tokio::time::sleep(LAST + Duration::from_millis(500)).await;
+    });
+    let [requests, replies, _] = network.announced();
+    assert!(replies > 0 && replies < TIMES, "{replies}");
+    // The question by which it is given up looks like one of them.
+    assert!(requests <= replies + 1, "{requests} {replies}");
+}
