@@ -16,7 +16,7 @@ use crate::netfilter::{AskError, HEADER, ask};
 #[derive(Debug, Error)]
 pub enum ConntrackError {
     /// The kernel did not list them.
-    #[error("could not list connections")]
+    #[error("could not list connections, which takes the module nf_conntrack_netlink")]
     List(#[source] AskError),
     /// The kernel did not forget one.
     #[error("could not forget the connection from {from} to {to}")]

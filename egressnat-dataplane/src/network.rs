@@ -65,6 +65,17 @@ pub enum NetworkError {
         "{0} exists and is no VXLAN device of ours: remove it, or configure another name for the tunnel device"
     )]
     ForeignDevice(String),
+    /// The kernel has no VXLAN devices.
+    #[error(
+        "the kernel cannot make the VXLAN device {device}: load the module vxlan, or take a kernel that has it (CONFIG_VXLAN, of Linux 5.18 or later)"
+    )]
+    NoVxlan {
+        /// The device.
+        device: String,
+        /// What the kernel said.
+        #[source]
+        source: Box<rtnetlink::Error>,
+    },
     /// A floating IP is on the uplink already, put there by somebody else.
     #[error(
         "{address} is on {interface} and was put there by somebody else: remove it there, or from the gateway group"

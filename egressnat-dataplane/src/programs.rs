@@ -49,7 +49,8 @@ pub enum ProgramsError {
     },
     /// The object did not load.
     #[error(
-        "could not load the eBPF object: it takes CAP_BPF, CAP_NET_ADMIN and kernel 5.18 or later"
+        "could not load the eBPF object: it takes Linux 5.18 or later, CAP_BPF and CAP_NET_ADMIN, and a seccomp profile that lets \
+         bpf(2) through"
     )]
     Load(#[source] EbpfError),
     /// A map is missing or of another kind.

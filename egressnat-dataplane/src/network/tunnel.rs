@@ -225,7 +225,7 @@ impl Network {
             .up()
             .build();
         let added = self.handle.link().add(message).execute().await;
-        added.map_err(failed(format!("add VXLAN device {name}")))?;
+        added.map_err(|error| not_made(name, error))?;
         let link = self
             .link(name)
             .await?
@@ -296,6 +296,20 @@ impl Network {
             changes += 1;
         }
         Ok(changes)
+    }
+}
+
+/// Why there is no tunnel device.
+fn not_made(name: &str, error: rtnetlink::Error) -> NetworkError {
+    match &error {
+        // Of a kind of devices that the kernel does not have.
+        rtnetlink::Error::NetlinkError(message) if message.raw_code() == -libc::EOPNOTSUPP => {
+            NetworkError::NoVxlan {
+                device: name.to_owned(),
+                source: Box::new(error),
+            }
+        }
+        _ => failed(format!("add VXLAN device {name}"))(error),
     }
 }
 
@@ -374,5 +388,30 @@ pub(crate) fn is_tunnel_set(config: &Config, family: Family) -> bool {
     match family {
         Family::Ipv4 => sysctl::is(&rp_filter_of(device), &LENIENT.to_string()),
         Family::Ipv6 => sysctl::is(&disable_ipv6_of(config), "0"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::num::NonZeroI32;
+
+    use rtnetlink::packet_core::ErrorMessage;
+
+    use super::*;
+
+    #[test]
+    fn a_kernel_without_vxlan_is_told_by_the_name_of_the_module() {
+        let told = |code: i32| {
+            let mut message = ErrorMessage::default();
+            message.code = NonZeroI32::new(-code);
+            not_made("egressnat0", rtnetlink::Error::NetlinkError(message)).to_string()
+        };
+        let text = told(libc::EOPNOTSUPP);
+        assert!(
+            text.contains("egressnat0") && text.contains("module vxlan"),
+            "{text}"
+        );
+        assert!(text.contains("Linux 5.18"), "{text}");
+        assert_eq!(told(libc::EEXIST), "could not add VXLAN device egressnat0");
     }
 }

@@ -40,6 +40,18 @@ pub enum NftError {
         #[source]
         source: io::Error,
     },
+    /// The kernel does not have what a table is made of.
+    #[error(
+        "the kernel cannot have {what}: it takes Linux 5.18 or later with nf_tables and of that ct, nat, masq, counters, and sets of \
+         intervals and with timeouts"
+    )]
+    Lacking {
+        /// The table.
+        what: String,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
     /// A process that runs owns the table.
     #[error(
         "table {family} egressnat belongs to {process}, an agent that runs on this node: stop it first"
@@ -53,6 +65,26 @@ pub enum NftError {
 }
 
 impl NftError {
+    /// The same about a table that was to be made: a module that is not there reads as something that is not found.
+    pub(super) fn of_table(self) -> Self {
+        const LACKING: [i32; 4] = [
+            libc::ENOENT,
+            libc::EOPNOTSUPP,
+            libc::EAFNOSUPPORT,
+            libc::EINVAL,
+        ];
+        match self {
+            NftError::Refused { what, source }
+                if source
+                    .raw_os_error()
+                    .is_some_and(|code| LACKING.contains(&code)) =>
+            {
+                NftError::Lacking { what, source }
+            }
+            other => other,
+        }
+    }
+
     /// Whether the kernel does not know what it was asked for.
     pub(super) fn is_unsupported(&self) -> bool {
         let codes = [Some(libc::EOPNOTSUPP), Some(libc::EINVAL)];
@@ -137,6 +169,29 @@ pub(crate) fn all_but_refused<T: Clone>(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_kernel_that_lacks_what_a_table_is_made_of_is_told_from_one_that_refuses() {
+        let refused = |code| {
+            let source = io::Error::from_raw_os_error(code);
+            let what = "table ip egressnat".to_owned();
+            let error = NftError::Refused { what, source }.of_table();
+            error.to_string()
+        };
+        for code in [
+            libc::ENOENT,
+            libc::EOPNOTSUPP,
+            libc::EAFNOSUPPORT,
+            libc::EINVAL,
+        ] {
+            let text = refused(code);
+            for part in ["table ip egressnat", "Linux 5.18", "nf_tables"] {
+                assert!(text.contains(part), "{text}");
+            }
+        }
+        let text = refused(libc::EPERM);
+        assert_eq!(text, "nf_tables refused table ip egressnat");
+    }
 
     #[test]
     fn all_is_written_but_what_is_refused_and_at_once_where_nothing_is() {

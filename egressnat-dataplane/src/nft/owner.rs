@@ -215,7 +215,7 @@ impl Owner {
         let refused = match self.commit(&batch(self), what) {
             Ok(()) => return Ok(true),
             Err(error) if self.protection == Protection::Owned && error.is_unsupported() => error,
-            Err(error) => return Err(error),
+            Err(error) => return Err(error.of_table()),
         };
         self.protection = Protection::None;
         let is_right = present.is_some_and(|table| table.userdata == layout);
@@ -230,7 +230,7 @@ impl Owner {
             // So it was something else.
             Err(_) => {
                 self.protection = Protection::Owned;
-                return Err(refused);
+                return Err(refused.of_table());
             }
         }
         made

@@ -243,6 +243,11 @@ pub(super) fn table(family: impl Into<ProtoFamily>) -> Result<Option<PresentTabl
         Err(AskError::Refused(error)) if error.raw_os_error() == Some(libc::ENOENT) => {
             return Ok(None);
         }
+        // What nobody is there to answer is invalid.
+        Err(AskError::Refused(source)) => {
+            let what = "a table".to_owned();
+            return Err(NftError::Refused { what, source }.of_table());
+        }
         answer => answer?,
     };
     let mut present = None;

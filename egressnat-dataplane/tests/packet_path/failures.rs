@@ -17,8 +17,17 @@ fn seen(address: &str) -> Option<String> {
 
 /// Why the packet path cannot be opened, with all causes.
 fn refusal(network: &Network, config: Config, dropped: &'static [u32]) -> String {
+    refusal_of(network, config, move || drop_capabilities(dropped))
+}
+
+/// The same in a thread that something was done to.
+pub(crate) fn refusal_of(
+    network: &Network,
+    config: Config,
+    confine: impl FnOnce() + Send + 'static,
+) -> String {
     let error = network.enter("n1", move || {
-        drop_capabilities(dropped);
+        confine();
         let opened = runtime().block_on(async { Dataplane::open(config).await.map(drop) });
         opened.unwrap_err()
     });
@@ -31,7 +40,7 @@ fn refusal(network: &Network, config: Config, dropped: &'static [u32]) -> String
     text
 }
 
-fn assert_names(text: &str, parts: &[&str]) {
+pub(crate) fn assert_names(text: &str, parts: &[&str]) {
     for part in parts {
         assert!(text.contains(part), "'{part}' in: {text}");
     }

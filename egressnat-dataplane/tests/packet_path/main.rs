@@ -27,6 +27,7 @@ mod heal;
 mod icmp_errors;
 mod incremental;
 mod ipv6;
+mod kernel;
 mod leaks;
 mod masquerade;
 mod mtu;
