@@ -205,6 +205,18 @@ fn an_interface_that_vanishes_meanwhile_harms_no_other_pod() {
     );
 }
 
+/// How many messages found no room in this namespace's sockets for what rtnetlink tells.
+fn lost_events() -> u64 {
+    let sockets = std::fs::read_to_string("/proc/thread-self/net/netlink").unwrap();
+    let fields = sockets.lines().skip(1).map(|line| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        // Protocol and drops.
+        (fields[1] == "0", fields[8].parse().unwrap_or(0))
+    });
+    let rtnetlink = fields.filter(|(is_rtnetlink, _)| *is_rtnetlink);
+    rtnetlink.map(|(_, drops)| drops).sum()
+}
+
 #[test]
 fn more_events_than_the_socket_takes_lead_to_reading_all_anew() {
     let mut network = Network::new();
@@ -216,7 +228,7 @@ fn more_events_than_the_socket_takes_lead_to_reading_all_anew() {
         let line = |n: u16| format!("route {verb} 172.20.{}.{}/32 dev lo\n", n >> 8, n & 255);
         range.map(line).collect()
     };
-    let flood = routes(0..4000, "add") + &routes(0..4000, "del");
+    let flood = routes(0..20_000, "add") + &routes(0..20_000, "del");
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), flood).unwrap();
     let batch = format!("ip -batch {}", file.path().display());
@@ -236,6 +248,7 @@ fn more_events_than_the_socket_takes_lead_to_reading_all_anew() {
         dataplane.apply(&wanted).await;
         // Nobody reads meanwhile.
         std::thread::spawn(flood).join().unwrap();
+        assert!(lost_events() > 0, "all found room: that is no flood");
         let deadline = Duration::from_secs(10);
         let changed = tokio::time::timeout(deadline, dataplane.changed()).await;
         changed.expect("lost events are told");
