@@ -28,19 +28,10 @@ pub(crate) fn wrong_settings<'a>(
                 .to_owned(),
         );
     }
-    let most = read("net/netfilter/nf_conntrack_max");
-    let now = read("net/netfilter/nf_conntrack_count");
-    if let (Some(most), Some(now)) = (most, now)
-        && now * 100 >= most * FULL
+    if let Some(most) = read("net/netfilter/nf_conntrack_max")
+        && let Some(message) = nearly_full(tracked_connections(), most)
     {
-        tell(
-            "net.netfilter.nf_conntrack_max",
-            format!(
-                "{FULL}% of {most} connections are tracked, and what comes behind the last is dropped: run \
-                 'sysctl -w net.netfilter.nf_conntrack_max={}'",
-                most * 2
-            ),
-        );
+        tell("net.netfilter.nf_conntrack_max", message);
     }
     // The kernel takes the larger rp_filter of `all` and the interface, and any src_valid_mark.
     for name in pods {
@@ -60,6 +51,17 @@ pub(crate) fn wrong_settings<'a>(
     failures
 }
 
+/// What to say of a connection table that has so many of at most so many.
+fn nearly_full(now: u64, most: u64) -> Option<String> {
+    (now * 100 >= most * FULL).then(|| {
+        format!(
+            "{now} of {most} connections are tracked, and what comes behind the last is dropped: run \
+             'sysctl -w net.netfilter.nf_conntrack_max={}'",
+            most * 2
+        )
+    })
+}
+
 /// A setting of an interface, and of all.
 fn of_interface(setting: &str, name: &str) -> impl Iterator<Item = u64> {
     ["all", name]
@@ -77,4 +79,21 @@ fn read(path: &str) -> Option<u64> {
 /// How many connections the kernel tracks now.
 pub(crate) fn tracked_connections() -> u64 {
     read("net/netfilter/nf_conntrack_count").unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connection_table_is_told_before_it_is_full_with_what_makes_it_larger() {
+        assert_eq!(nearly_full(0, 262_144), None);
+        assert_eq!(nearly_full(899, 1000), None);
+        let told = nearly_full(900, 1000).unwrap();
+        assert!(told.starts_with("900 of 1000 connections"), "{told}");
+        assert!(
+            told.contains("sysctl -w net.netfilter.nf_conntrack_max=2000"),
+            "{told}"
+        );
+    }
 }

@@ -141,6 +141,77 @@ fn a_thousand_floating_ips_come_and_go_in_one_batch_each_and_what_is_written_is_
 }
 
 #[test]
+fn one_event_is_one_batch_at_most_and_as_few_writes_however_much_there_is() {
+    let network = Network::new();
+    network.apply("n2", plan("n2", "n1"));
+    let namespace = network.namespace("n1");
+    network.open("n1", async move |mut dataplane| {
+        let mut wanted = with_many(plan("n1", "n1"));
+        assert_eq!(dataplane.apply(&wanted).await.failures, []);
+        let mut monitor = Monitor::start(&namespace);
+        let pod = |host: u8| IpAddr::from([10, 10, 1, host]);
+        let set = wanted.pods[&pod(2)];
+        let policy = wanted.deciders.values().next().unwrap().clone();
+        let network = "7.7.7.0/24".parse().unwrap();
+        let steering = *wanted.destinations.values().next().unwrap();
+        type Event<'a> = (&'a str, &'a dyn Fn(&mut NodePlan), usize, usize);
+        let events: [Event<'_>; 5] = [
+            (
+                "a pod is selected",
+                &|plan| {
+                    plan.pods.insert(pod(3), set);
+                },
+                0,
+                1,
+            ),
+            (
+                "a destination",
+                &|plan| {
+                    plan.destinations.insert((set, network), steering);
+                    plan.deciders.insert((set, network), policy.clone());
+                    plan.guard_ranges.insert(network);
+                },
+                1,
+                2,
+            ),
+            (
+                "a node",
+                &|plan| {
+                    plan.peers.insert(IpAddr::from([192, 168, 1, 3]));
+                },
+                0,
+                1,
+            ),
+            (
+                "a floating IP more",
+                &|plan| {
+                    plan.floating_ips.insert(IpAddr::from([192, 168, 1, 101]));
+                },
+                1,
+                5,
+            ),
+            (
+                "a floating IP less",
+                &|plan| {
+                    plan.floating_ips.remove(&IpAddr::from([192, 168, 1, 101]));
+                },
+                1,
+                5,
+            ),
+        ];
+        for (what, event, batches, writes) in events {
+            event(&mut wanted);
+            monitor.batches();
+            let report = dataplane.apply(&wanted).await;
+            assert_eq!(report.failures, [], "{what}");
+            assert_eq!(monitor.batches(), batches, "{what}");
+            let range = 1..=writes;
+            assert!(range.contains(&report.changes), "{what}: {report:?}");
+        }
+    });
+}
+
+#[test]
 fn what_others_do_between_two_applies_is_seen_by_the_second() {
     let network = Network::new();
     network.apply("n2", plan("n2", "n1"));
