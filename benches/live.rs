@@ -169,8 +169,17 @@ impl Node {
         self.attached.push(ebpf);
     }
 
-    /// Marks packets as if they came out of the tunnel.
+    /// Marks packets as if they came out of the tunnel, and gives the interface the settings of the tunnel device.
+    ///
+    /// # Panics
+    ///
+    /// If there is no tunnel device.
     pub fn mark_as_decapsulated(&mut self) {
+        for setting in ["rp_filter", "accept_local"] {
+            let [tunnel, pod] = ["egressnat0", "pod0"]
+                .map(|interface| format!("/proc/sys/net/ipv4/conf/{interface}/{setting}"));
+            fs::copy(&tunnel, &pod).expect("a setting of the tunnel device");
+        }
         let mut loader = EbpfLoader::new();
         let mut ebpf = loader
             .override_global("MARK", &FIRST_MARK, true)

@@ -2,7 +2,7 @@
 //! privileges.
 
 use futures::StreamExt;
-use netlink_packet_route::link::{AfSpecInet, AfSpecUnspec, InetDevConf, LinkAttribute};
+use netlink_packet_route::link::{AfSpecInet, AfSpecUnspec, LinkAttribute};
 use netlink_packet_route::neighbour_table::{
     NeighbourTableAttribute, NeighbourTableMessage, NeighbourTableParameter,
 };
@@ -15,22 +15,71 @@ use rtnetlink::{Handle, LinkUnspec};
 use super::{Network, NetworkError, failed, sysctl};
 use crate::family::Family;
 
+/// `IFLA_INET_CONF` (`linux/if_link.h`).
+const SETTINGS: u16 = 1;
+
+/// A setting of IPv4 of an interface.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Setting {
+    name: &'static str,
+    /// In `linux/ip.h`.
+    number: u16,
+}
+
+/// How sources of packets are checked: 0 not, 1 whether answers go back there, 2 whether they go anywhere.
+pub(super) const RP_FILTER: Setting = Setting {
+    name: "rp_filter",
+    number: 8,
+};
+
+/// Whether packets may come in from an address of this node.
+pub(super) const ACCEPT_LOCAL: Setting = Setting {
+    name: "accept_local",
+    number: 23,
+};
+
+impl Setting {
+    /// Where it can be read.
+    pub(super) fn of(self, interface: &str) -> String {
+        format!("/proc/sys/net/ipv4/conf/{interface}/{}", self.name)
+    }
+
+    /// What it is, where it can be read.
+    pub(super) fn read(self, interface: &str) -> Option<u32> {
+        sysctl::read(&self.of(interface))
+    }
+
+    async fn write(
+        self,
+        handle: &Handle,
+        (name, index): (&str, u32),
+        value: u32,
+    ) -> Result<(), NetworkError> {
+        let setting = DefaultNla::new(self.number, value.to_ne_bytes().to_vec());
+        let mut bytes = vec![0; setting.buffer_len()];
+        setting.emit(&mut bytes);
+        // The one of the crate leaves out what is 0.
+        let settings = AfSpecInet::Other(DefaultNla::new(SETTINGS | NLA_F_NESTED, bytes));
+        let mut message = LinkUnspec::new_with_index(index).build();
+        let settings = LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet(vec![settings])]);
+        message.attributes.push(settings);
+        let set = handle.link().set(message).execute().await;
+        set.map_err(failed(format!("set {} to {value}", self.of(name))))
+    }
+}
+
 impl Network {
-    /// Sets `rp_filter` of an interface. Returns whether it had another value.
-    pub(super) async fn set_rp_filter(
+    /// Sets a setting of an interface. Returns whether it had another value.
+    pub(super) async fn set(
         &self,
-        name: &str,
-        index: u32,
-        value: u8,
+        setting: Setting,
+        (name, index): (&str, u32),
+        value: u32,
     ) -> Result<bool, NetworkError> {
-        if sysctl::is(&rp_filter_of(name), &value.to_string()) {
+        if setting.read(name) == Some(value) {
             return Ok(false);
         }
-        let mut settings = InetDevConf::default();
-        settings.rp_filter = i32::from(value);
-        let settings = AfSpecInet::DevConfRequest(settings);
-        let set = configure(&self.handle, index, settings).await;
-        set.map_err(failed(format!("set rp_filter of {name} to {value}")))?;
+        setting.write(&self.handle, (name, index), value).await?;
         Ok(true)
     }
 
@@ -42,29 +91,6 @@ impl Network {
             index,
         }
     }
-}
-
-/// `IFLA_INET_CONF` (`linux/if_link.h`) and one of what it has (`linux/ip.h`).
-const SETTINGS: u16 = 1;
-const ACCEPT_LOCAL: u16 = 23;
-
-/// Changes settings of IPv4 of an interface.
-async fn configure(
-    handle: &Handle,
-    index: u32,
-    settings: AfSpecInet,
-) -> Result<(), rtnetlink::Error> {
-    let settings = AfSpecUnspec::Inet(vec![settings]);
-    let mut message = LinkUnspec::new_with_index(index).build();
-    message
-        .attributes
-        .push(LinkAttribute::AfSpecUnspec(vec![settings]));
-    handle.link().set(message).execute().await
-}
-
-/// Where `rp_filter` of an interface can be read.
-pub(super) fn rp_filter_of(interface: &str) -> String {
-    format!("/proc/sys/net/ipv4/conf/{interface}/rp_filter")
 }
 
 /// The settings of an interface that a handover changes: the queues for packets whose neighbor is being asked for, one for each
@@ -91,7 +117,7 @@ impl HandoverSettings {
 
     /// Whether packets from an address of this node may come in: no, or how somebody wrote yes. None where it cannot be read.
     pub(crate) fn accept_own(&self) -> Option<u32> {
-        sysctl::read(&accept_local_of(&self.name))
+        ACCEPT_LOCAL.read(&self.name)
     }
 
     /// Sets whether packets from an address of this node may come in.
@@ -100,14 +126,8 @@ impl HandoverSettings {
     ///
     /// What the kernel says.
     pub(crate) async fn set_accept_own(&self, value: u32) -> Result<(), NetworkError> {
-        let own = DefaultNla::new(ACCEPT_LOCAL, value.to_ne_bytes().to_vec());
-        let mut bytes = vec![0; own.buffer_len()];
-        own.emit(&mut bytes);
-        // The one of the crate leaves out what is 0.
-        let settings = AfSpecInet::Other(DefaultNla::new(SETTINGS | NLA_F_NESTED, bytes));
-        let set = configure(&self.handle, self.index, settings).await;
-        let operation = format!("set {} to {value}", accept_local_of(&self.name));
-        set.map_err(failed(operation))
+        let interface = (self.name.as_str(), self.index);
+        ACCEPT_LOCAL.write(&self.handle, interface, value).await
     }
 
     /// Sets the length.
@@ -146,10 +166,6 @@ impl HandoverSettings {
         }
         Ok(())
     }
-}
-
-fn accept_local_of(interface: &str) -> String {
-    format!("/proc/sys/net/ipv4/conf/{interface}/accept_local")
 }
 
 fn unres_qlen_of(interface: &str, family: Family) -> String {

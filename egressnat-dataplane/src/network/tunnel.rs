@@ -11,7 +11,7 @@ use netlink_packet_route::route::{RouteAttribute, RouteMessage, RouteScope};
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 use rtnetlink::{IpVersion, LinkVxlan, RouteMessageBuilder};
 
-use super::setting::rp_filter_of;
+use super::setting::{ACCEPT_LOCAL, RP_FILTER, Setting};
 use super::{
     Network, NetworkError, Uplink, failed, interface_of, is_ours, mtu, network_of, sysctl, table_of,
 };
@@ -74,9 +74,10 @@ impl Network {
                 .map_err(failed(format!("add address {TUNNEL_ADDRESS}/32 to {name}")))?;
             note(Resource::Address, format!("{TUNNEL_ADDRESS} on {name}"));
         }
-        // What comes out of the tunnel has a source that routes elsewhere.
-        if self.set_rp_filter(name, index, LENIENT).await? {
-            note(Resource::Setting, rp_filter_of(name));
+        for (setting, value) in lenience() {
+            if self.set(setting, (name, index), value).await? {
+                note(Resource::Setting, setting.of(name));
+            }
         }
         let way = (Family::Ipv4, steers);
         changes.extend(self.ensure_way(config, way, index, uplink).await?);
@@ -372,8 +373,14 @@ pub(super) fn tunnel_mac(uplink: [u8; 6]) -> [u8; 6] {
     mac
 }
 
-/// Lets packets in whose source routes elsewhere.
-const LENIENT: u8 = 2;
+/// What lets packets in whose source routes elsewhere. The kernel takes the larger `rp_filter` of the device and of `all`. Where that one
+/// checks nothing, neither does the device: together with `accept_local` that saves the look-up of a route for each packet. Who may send
+/// them is known already (E47).
+fn lenience() -> [(Setting, u32); 2] {
+    let is_any_checked = RP_FILTER.read("all") != Some(0);
+    let rp_filter = if is_any_checked { 2 } else { 0 };
+    [(RP_FILTER, rp_filter), (ACCEPT_LOCAL, 1)]
+}
 
 fn disable_ipv6_of(config: &Config) -> String {
     format!(
@@ -386,7 +393,9 @@ fn disable_ipv6_of(config: &Config) -> String {
 pub(crate) fn is_tunnel_set(config: &Config, family: Family) -> bool {
     let device = &config.tunnel_device;
     match family {
-        Family::Ipv4 => sysctl::is(&rp_filter_of(device), &LENIENT.to_string()),
+        Family::Ipv4 => lenience()
+            .iter()
+            .all(|(setting, value)| setting.read(device) == Some(*value)),
         Family::Ipv6 => sysctl::is(&disable_ipv6_of(config), "0"),
     }
 }

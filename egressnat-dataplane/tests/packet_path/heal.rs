@@ -11,7 +11,7 @@ use egressnat_core::{NodePlan, Resource, Restored};
 use egressnat_dataplane::{Attachment, Config, Dataplane, TableOwnership};
 use tokio::sync::oneshot;
 
-use crate::network::{FLOATING, Network, SERVER, plan, runtime};
+use crate::network::{FLOATING, Network, SERVER, eventually, plan, runtime};
 
 /// A packet path that is kept as its agent keeps it, until this is dropped.
 pub(crate) struct Keeper {
@@ -255,6 +255,23 @@ fn links_addresses_routes_rules_and_programs_come_back_within_a_second() {
         network.seen_by_tcp("10.10.1.2", SERVER).as_deref(),
         Some(FLOATING)
     );
+}
+
+#[test]
+fn packets_come_out_of_the_tunnel_whatever_the_host_begins_to_check_of_sources() {
+    let network = Network::new();
+    network.apply("n1", plan("n1", "n2"));
+    let _keeper = network.keep("n2", network.config("n2"), plan("n2", "n2"));
+    // The larger one of this and the device's own counts.
+    for (all, own) in [(0, "0"), (2, "2"), (0, "0"), (1, "2")] {
+        network.sysctl("n2", &format!("net.ipv4.conf.all.rp_filter={all}"));
+        eventually(own.to_owned(), || {
+            let now = network.exec("n2", "cat /proc/sys/net/ipv4/conf/egressnat0/rp_filter");
+            now.trim().to_owned()
+        });
+        let seen = network.seen_by_tcp("10.10.1.2", SERVER);
+        assert_eq!(seen.as_deref(), Some(FLOATING), "{all}");
+    }
 }
 
 #[test]

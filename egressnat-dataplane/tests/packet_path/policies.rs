@@ -134,7 +134,7 @@ fn a_policys_connections_of_each_protocol_are_those_that_the_gateway_node_transl
     });
     let counted = ["egress", "other"].map(|policy| network.policy(policy));
     assert_eq!(counted.map(|counted| counted.connections), [3 + 2 + 1, 2]);
-    assert!(counted[0].sent.packets >= 3 * 4 + 2 * 3 + 1, "{counted:?}");
+    assert!(counted[0].sent.packets > 3 * 4 + 2 * 3, "{counted:?}");
 
     // Another agent goes on with the flows that are known.
     let socket = network.udp(POD, 0, ECHO);
