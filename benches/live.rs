@@ -178,7 +178,8 @@ impl Node {
         for setting in ["rp_filter", "accept_local"] {
             let [tunnel, pod] = ["egressnat0", "pod0"]
                 .map(|interface| format!("/proc/sys/net/ipv4/conf/{interface}/{setting}"));
-            fs::copy(&tunnel, &pod).expect("a setting of the tunnel device");
+            let value = fs::read(tunnel).expect("a setting of the tunnel device");
+            fs::write(pod, value).expect("a setting");
         }
         let mut loader = EbpfLoader::new();
         let mut ebpf = loader
