@@ -1,11 +1,13 @@
 //! The outer headers, whoever writes them.
 
+use egressnat_core::NodePlan;
 use egressnat_core::gateway::EgressId;
 use egressnat_dataplane::{Config, Encapsulation};
 
 use crate::network::{FLOATING, Network, SERVER, eventually, plan};
 use crate::seen;
-use crate::traffic::AWAY;
+use crate::side::{self, SIDES};
+use crate::traffic::{AWAY, address};
 use crate::wire::{Packet, Wire};
 
 const WRITERS: [Encapsulation; 2] = [Encapsulation::Program, Encapsulation::Device];
@@ -13,13 +15,13 @@ const NODE: &str = "192.168.1.1";
 
 impl Network {
     /// Has the outer headers of node n1 written by one or the other.
-    fn encapsulate(&self, encapsulation: Encapsulation) {
+    fn encapsulate(&self, encapsulation: Encapsulation, plan: NodePlan) {
         let config = Config {
             encapsulation,
             ..self.config("n1")
         };
-        let report = self.open_with("n1", config, async |mut dataplane| {
-            dataplane.apply(&plan("n1", "n2")).await
+        let report = self.open_with("n1", config, async move |mut dataplane| {
+            dataplane.apply(&plan).await
         });
         assert_eq!(report.failures, []);
     }
@@ -51,7 +53,7 @@ fn outer_headers_are_the_same_whoever_writes_them_e40() {
     let uplink = network.listen("n1", "eth0");
     let vni = EgressId::of(FLOATING.parse().unwrap()).vni();
     for (port, encapsulation) in (6001..).zip(WRITERS) {
-        network.encapsulate(encapsulation);
+        network.encapsulate(encapsulation, plan("n1", "n2"));
         // From here on the neighbor is known.
         assert_eq!(network.seen_by_udp(AWAY, SERVER), seen(FLOATING));
         let device = network.sent_by_the_device();
@@ -111,11 +113,11 @@ fn a_neighbor_that_nobody_has_asked_for_is_asked_and_the_packet_waits_e40() {
     let network = Network::new();
     network.apply_all("n2");
     for encapsulation in WRITERS {
-        network.encapsulate(encapsulation);
+        network.encapsulate(encapsulation, plan("n1", "n2"));
         for _ in 0..3 {
             network.ip("n1", "neigh flush dev eth0");
             // One datagram, one answer: nothing is sent again.
-            let udp = network.udp(AWAY, 0, 80);
+            let udp = network.udp(AWAY, 0, address(SERVER, 80));
             udp.send(b"?").unwrap();
             let mut answer = [0; 64];
             let length = udp.recv(&mut answer).unwrap();
@@ -152,7 +154,7 @@ fn segments_are_cut_after_the_tunnel_where_the_uplink_cannot() {
     // The driver takes no larger packet: the kernel cuts it up in front of it.
     network.ip("n1", &format!("link set eth0 gso_max_size {LARGEST}"));
     let uplink = network.listen("n1", "eth0");
-    let [client, server] = network.both_ends(AWAY, 7001);
+    let [client, server] = network.both_ends(AWAY, address(SERVER, 7001));
     crate::mtu::transfer(&client, &server, LENGTH);
     let tunneled = || uplink.packets().into_iter().filter(Packet::is_tunneled);
     // Whole, they would be a tenth of that.
@@ -176,4 +178,39 @@ fn a_node_that_steers_nothing_has_no_ip_rule_and_one_that_began_keeps_it() {
     // The kernel would not forget it either.
     assert_eq!(network.apply("n1", nothing).failures, []);
     assert!(has_rule());
+}
+
+#[test]
+fn outer_headers_of_ipv6_name_the_floating_ip_and_are_right_e40() {
+    let network = Network::held_by("n2");
+    let side = &SIDES[1];
+    let uplink = network.listen("n1", "eth0");
+    let vni = EgressId::of(side.floating.parse().unwrap()).vni();
+    let pod = side.pod(AWAY);
+    let packet = Packet::udp((&pod, 6001), (side.server, 7000), &[7; 100]);
+    network.inject(AWAY, &packet);
+    let (outer, found, inner) = uplink.tunneled_from(6001);
+    assert_eq!((outer.ttl, found), (64, vni));
+    assert!(outer.is_from(side.nodes[0]) && outer.is_to(side.floating));
+    // Nothing else protects the addresses (RFC 8200, section 8.1). On the way out of a veth it is not summed up yet.
+    assert!(outer.has_right_header && outer.payload[6..8] != [0, 0]);
+    assert_eq!(inner.ttl, packet.ttl - 1);
+    assert!(inner.is_from(&pod) && inner.payload == packet.payload);
+}
+
+#[test]
+fn no_tunnel_packet_is_tracked_by_either_node() {
+    let network = Network::held_by("n2");
+    for encapsulation in WRITERS {
+        network.encapsulate(encapsulation, side::plan("n1", "n2"));
+        for side in &SIDES {
+            assert_eq!(network.seen_by_udp(AWAY, side.server), seen(side.floating));
+            for node in ["n1", "n2"] {
+                let list = format!("conntrack -L -f {} -p udp", side.conntrack());
+                let flows = network.told(node, &list);
+                assert!(flows.contains("dport=80 "), "{node}: {flows}");
+                assert!(!flows.contains("dport=8473"), "{node}: {flows}");
+            }
+        }
+    }
 }

@@ -186,7 +186,7 @@ impl Flow {
         server
             .set_read_timeout(Some(Duration::from_secs(2)))
             .unwrap();
-        let client = network.udp(pod, from_port, to_port);
+        let client = network.udp(pod, from_port, address(SERVER, to_port));
         let answered = client.try_clone().unwrap();
         let _ = setsockopt(&answered, sockopt::RcvBufForce, &(16 << 20));
         answered

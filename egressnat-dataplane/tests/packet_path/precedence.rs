@@ -5,7 +5,8 @@ use aya::programs::{LinkOrder, SchedClassifier, TcAttachType};
 use aya::{Ebpf, EbpfLoader};
 
 use crate::network::{FLOATING, Network, SERVER, eventually};
-use crate::traffic::{AWAY, PODS};
+use crate::side::SIDES;
+use crate::traffic::{AWAY, PODS, address};
 use crate::wire::{Packet, TCP};
 
 /// Our own program for tunnel devices drops what came through no tunnel: on a pod's interface that is everything.
@@ -41,7 +42,10 @@ impl Network {
     fn egress(&self) -> Vec<(u64, u64, String)> {
         let counted = |node: &str| {
             let counters = self.open(node, async |dataplane| dataplane.counters().unwrap());
-            let chain = self.exec(node, "nft list chain ip egressnat decided");
+            let chain = self.told(
+                node,
+                "nft list chain ip egressnat decided; nft list chain ip6 egressnat decided",
+            );
             (
                 counters.steered().packets,
                 counters.received().packets,
@@ -81,89 +85,128 @@ fn an_earlier_program_that_drops_wins_and_ours_never_sees_the_packet() {
 }
 
 #[test]
-fn a_drop_in_the_forward_chain_or_in_the_pod_wins_and_nothing_of_it_is_egress() {
+fn a_program_that_was_there_before_ours_stays_before_it() {
     let network = Network::new();
+    let programs = ["n1", "n2"].map(|node| network.drop_all(node, "veth2", LinkOrder::default()));
     network.apply_all("n2");
-    let places = [
-        (
-            "n1",
-            "hook forward priority 0",
-            "ip saddr 10.10.1.2 ip daddr 8.8.8.8 drop",
-        ),
-        (
-            "n2",
-            "hook forward priority 0",
-            "ip saddr 10.10.2.2 ip daddr 8.8.8.8 drop",
-        ),
-    ];
-    for (node, hook, rule) in places {
-        network.exec(node, "nft add table ip policies");
-        network.exec(
-            node,
-            &format!("nft add chain ip policies deny {{ type filter {hook} ; }}"),
-        );
-        network.exec(node, &format!("nft add rule ip policies deny {rule}"));
-    }
-    let (uplink, outside) = (network.listen("n1", "eth0"), network.listen("out", "eth0"));
     let before = network.egress();
     for pod in PODS {
         assert_eq!(network.seen_by_udp(pod, SERVER), None, "{pod}");
-        assert_eq!(network.seen_by_tcp(pod, SERVER), None, "{pod}");
     }
-    let after = network.egress();
-    for (before, after) in before.iter().zip(&after) {
-        assert_eq!((before.1, &before.2), (after.1, &after.2));
-    }
-    assert_eq!(uplink.count(Packet::is_tunneled), 0);
-    assert_eq!(outside.count(|p| p.is_to(SERVER)), 0);
-    for (node, ..) in places {
-        network.exec(node, "nft delete table ip policies");
-    }
+    assert_eq!(network.egress(), before);
+    drop(programs);
     for pod in PODS {
-        network.exec(pod, "nft add table ip policies");
-        network.exec(
-            pod,
-            "nft add chain ip policies deny { type filter hook output priority 0 ; policy drop ; }",
-        );
-        let before = network.egress();
-        let udp = network.udp(pod, 0, 80);
-        assert!(udp.send(b"?").is_err(), "{pod}");
-        assert_eq!(network.egress(), before, "{pod}");
-        network.exec(pod, "nft delete table ip policies");
-        assert_eq!(network.seen_by_udp(pod, SERVER), seen(FLOATING), "{pod}");
+        eventually(seen(FLOATING), || network.seen_by_udp(pod, SERVER));
     }
 }
 
 #[test]
-fn answers_of_a_node_port_are_never_steered_e14() {
-    const NODE: &str = "192.168.1.1";
-    let network = Network::new();
-    network.serve(AWAY, AWAY);
-    // As kube-proxy does for a service that keeps the client's address.
-    for command in [
-        "add table ip foreign".to_owned(),
-        "add chain ip foreign services { type nat hook prerouting priority -100 ; }".to_owned(),
-        format!(
-            "add rule ip foreign services ip daddr {NODE} meta l4proto {{ tcp, udp }} th dport 80 dnat to {AWAY}"
-        ),
-    ] {
-        network.exec("n1", &format!("nft {command}"));
+fn a_drop_in_the_forward_chain_wins_and_nothing_of_it_is_egress() {
+    let network = Network::held_by("n2");
+    let (uplink, outside) = (network.listen("n1", "eth0"), network.listen("out", "eth0"));
+    for side in &SIDES {
+        for (node, pod) in ["n2", "n1"].into_iter().zip(PODS) {
+            let family = side.family();
+            let (own, server) = (side.pod(pod), side.server);
+            let rule = format!("{family} saddr {own} {family} daddr {server} drop");
+            side.add_rules(&network, node, "filter hook forward priority 0", &[rule]);
+        }
+        let before = network.egress();
+        for pod in PODS {
+            assert_eq!(network.seen_by_udp(pod, side.server), None, "{pod}");
+            assert_eq!(network.seen_by_tcp(pod, side.server), None, "{pod}");
+        }
+        let after = network.egress();
+        for (before, after) in before.iter().zip(&after) {
+            assert_eq!((before.1, &before.2), (after.1, &after.2));
+        }
+        let steered = |p: &Packet| p.is_tunneled() && p.is_to(side.floating);
+        assert_eq!(uplink.count(steered), 0);
+        assert_eq!(outside.count(|p| p.is_to(side.server)), 0);
+        for (node, pod) in ["n2", "n1"].into_iter().zip(PODS) {
+            side.delete_rules(&network, node);
+            assert_eq!(network.seen_by_udp(pod, side.server), seen(side.floating));
+        }
     }
-    network.ip("out", &format!("route add {NODE}/32 dev eth0 src {SERVER}"));
-    for holder in ["n2", "n1"] {
-        network.apply_all(holder);
-        let (uplink, outside) = (network.listen("n1", "eth0"), network.listen("out", "eth0"));
-        // The policy's range has the client.
-        assert_eq!(network.seen_by_tcp("out", NODE), seen(SERVER), "{holder}");
-        assert_eq!(network.seen_by_udp("out", NODE), seen(SERVER), "{holder}");
-        outside.wait_for("the answer", |p| p.protocol == TCP && p.is_from(NODE));
-        assert_eq!(outside.count(|p| p.is_from(FLOATING) || p.is_from(AWAY)), 0);
-        assert_eq!(uplink.count(Packet::is_tunneled), 0);
-        // While what it begins itself is steered.
-        assert_eq!(
-            network.seen_by_tcp(AWAY, SERVER),
-            seen(FLOATING),
-            "{holder}"
+}
+
+#[test]
+fn a_drop_in_the_pod_wins_and_nothing_of_it_is_egress() {
+    let network = Network::held_by("n2");
+    for side in &SIDES {
+        let drops = ["drop".to_owned()];
+        for pod in PODS {
+            let output = "filter hook output priority 0";
+            side.add_rules(&network, pod, output, &drops);
+            let before = network.egress();
+            let udp = network.udp(pod, 0, address(side.server, 80));
+            assert!(udp.send(b"?").is_err(), "{pod}");
+            assert_eq!(network.egress(), before, "{pod}");
+            side.delete_rules(&network, pod);
+            assert_eq!(network.seen_by_udp(pod, side.server), seen(side.floating));
+        }
+    }
+}
+
+#[test]
+fn answers_to_who_came_from_outside_are_never_steered_e14() {
+    let network = Network::dual_stack();
+    for side in &SIDES {
+        let (own, node) = (side.pod(AWAY), side.nodes[0]);
+        network.serve(AWAY, &own);
+        // As kube-proxy does for a service that keeps the client's address.
+        let to = match side.is_ipv6() {
+            true => format!("[{own}]"),
+            false => own.clone(),
+        };
+        let service = format!(
+            "{} daddr {node} meta l4proto {{ tcp, udp }} th dport 80 dnat to {to}",
+            side.family()
         );
+        side.add_rules(
+            &network,
+            "n1",
+            "nat hook prerouting priority -100",
+            &[service],
+        );
+        // The client has the server's address, which the policy of the pod covers.
+        let server = side.server;
+        network.ip("out", &format!("route add {node} dev eth0 src {server}"));
+        network.ip("out", &format!("route add {own} via {node} src {server}"));
+    }
+    for holder in ["n2", "n1"] {
+        network.apply_sides(holder);
+        for side in &SIDES {
+            let (uplink, outside) = (network.listen("n1", "eth0"), network.listen("out", "eth0"));
+            let own = side.pod(AWAY);
+            // A NodePort, and the pod's own address.
+            for to in [side.nodes[0], &own] {
+                assert_eq!(
+                    network.seen_by_tcp("out", to),
+                    seen(side.server),
+                    "{holder}"
+                );
+                assert_eq!(
+                    network.seen_by_udp("out", to),
+                    seen(side.server),
+                    "{holder}"
+                );
+                assert!(network.is_pinged("out", to), "{holder}");
+                outside.wait_for("the answer", |p| p.protocol == TCP && p.is_from(to));
+                let is_else = |p: &Packet| {
+                    [side.floating, &own]
+                        .iter()
+                        .any(|other| *other != to && p.is_from(other))
+                        && !p.is_neighbor_discovery()
+                };
+                assert_eq!(outside.count(is_else), 0, "{to}, {holder}");
+                // Of the other family something may still be on its way.
+                let steered = uplink.count(|p| p.is_tunneled() && p.is_to(side.floating));
+                assert_eq!(steered, 0, "{to}, {holder}");
+            }
+            // While what it begins itself is steered.
+            let begun = network.seen_by_tcp(AWAY, side.server);
+            assert_eq!(begun, seen(side.floating), "{holder}");
+        }
     }
 }

@@ -11,7 +11,7 @@ use egressnat_core::{NodePlan, PolicySetId};
 
 use crate::ipv6;
 use crate::network::{FLOATING, Network, SERVER, eventually, plan, planned, snapshot};
-use crate::traffic::{PATIENCE, PODS, ask};
+use crate::traffic::{PATIENCE, PODS, address, ask};
 
 const SECOND: &str = "192.168.1.101";
 const PORT: u16 = 7000;
@@ -150,7 +150,7 @@ fn a_pod_that_hears_before_it_speaks_leaves_as_decided_in_ipv6_e14_e44() {
 #[test]
 fn a_flow_whose_policy_gets_another_egress_ip_of_the_same_node_leaves_with_that_e44() {
     let network = Network::new();
-    network.mirror(PORT);
+    network.mirror(SERVER, PORT);
     let mut snapshot = snapshot();
     let key = GatewayKey::group("kube-system".parse().unwrap(), "second".parse().unwrap());
     let second: IpAddr = SECOND.parse().unwrap();
@@ -168,7 +168,7 @@ fn a_flow_whose_policy_gets_another_egress_ip_of_the_same_node_leaves_with_that_
         }
     };
     apply(&snapshot);
-    let flows = PODS.map(|pod| network.udp(pod, 0, PORT));
+    let flows = PODS.map(|pod| network.udp(pod, 0, address(SERVER, PORT)));
     for (snapshot, seen) in [
         (&snapshot, FLOATING),
         (&edited, SECOND),
