@@ -2,9 +2,11 @@
 //! the floating IP. What the server's side of the wire sees is what counts.
 
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use egressnat_core::{NodePlan, PolicySetId, Resource};
+use egressnat_dataplane::Attachment;
 
 use crate::guard::{detach, without};
 use crate::network::{FLOATING, Network, OTHER_SERVER, SERVER, eventually, plan};
@@ -30,6 +32,13 @@ impl Network {
     fn until_translated(&self) {
         let before = self.translated();
         eventually(true, || self.translated() > before);
+    }
+
+    /// Where a node pins what attaches a program to an interface.
+    fn link(&self, node: &str, program: &str, interface: &str) -> PathBuf {
+        let index = self.exec(node, &format!("cat /sys/class/net/{interface}/ifindex"));
+        let link = format!("v1/link_{program}_{}", index.trim());
+        self.pins(node).join(link)
     }
 
     fn assert_no_leak(&self, what: &str, round: usize) {
@@ -66,10 +75,7 @@ fn nothing_leaks_while_the_tunnel_device_is_deleted_and_no_agent_runs() {
 fn nothing_leaks_while_others_take_away_rule_route_device_and_programs_under_an_agent() {
     let (network, _sender) = under_fire("n2");
     let keeper = network.keep("n1", network.config("n1"), plan("n1", "n2"));
-    let interface = network.exec("n1", "cat /sys/class/net/veth2/ifindex");
-    let pin = network
-        .pins("n1")
-        .join(format!("v1/link_steer_{}", interface.trim()));
+    let pin = network.link("n1", "steer", "veth2");
     for round in 0..rounds() {
         for (resource, command) in [
             (Resource::RoutingRule, "ip rule del priority 1190"),
@@ -97,14 +103,67 @@ fn nothing_leaks_while_others_take_away_rule_route_device_and_programs_under_an_
 }
 
 #[test]
+fn nothing_leaks_while_others_take_programs_away_and_no_agent_runs() {
+    // As `bpftool link detach` and as `tc filter del`, from a pod and from both sides of the tunnel.
+    for attachment in [Attachment::Tcx, Attachment::Clsact] {
+        let mut network = Network::new();
+        network.attachment = attachment;
+        network.apply_all("n2");
+        network.watch_for_leaks();
+        let _senders = ["10.10.1.2", "10.10.2.2"].map(|pod| network.send_every(pod, SERVER, PAUSE));
+        network.until_translated();
+        let places = [
+            ("n1", "veth2", "steer", "10.10.1.2"),
+            ("n2", "veth2", "steer", "10.10.2.2"),
+            ("n2", "egressnat0", "decap", "10.10.1.2"),
+        ];
+        for round in 0..rounds() {
+            for (node, interface, program, pod) in places {
+                match attachment {
+                    Attachment::Clsact => {
+                        network.exec(node, &format!("tc filter del dev {interface} ingress"));
+                    }
+                    _ => detach(&network.link(node, program, interface)),
+                }
+                eventually(None, || network.seen_by_udp(pod, SERVER));
+                let what = format!("{program} of {node} taken away, {attachment:?}");
+                network.assert_no_leak(&what, round);
+                let report = network.apply(node, plan(node, "n2"));
+                assert_eq!((report.changes, report.failures), (1, vec![]), "{what}");
+                network.until_translated();
+                network.assert_no_leak(&what, round);
+            }
+        }
+    }
+}
+
+#[test]
+fn nothing_leaks_while_others_flush_rules_and_delete_devices_of_the_gateway_node_under_an_agent() {
+    let (network, _sender) = under_fire("n2");
+    let _beside = network.send_every("10.10.2.2", SERVER, PAUSE);
+    let keeper = network.keep("n2", network.config("n2"), plan("n2", "n2"));
+    for round in 0..rounds() {
+        network.exec("n2", "nft flush ruleset");
+        network.until_translated();
+        network.assert_no_leak("ruleset flushed", round);
+        for (resource, command) in [
+            (Resource::Device, "ip link del egressnat0"),
+            (Resource::Address, "ip addr del 192.168.1.100/32 dev eth0"),
+        ] {
+            network.exec("n2", command);
+            keeper.wait_for(resource);
+            network.until_translated();
+            network.assert_no_leak(command, round);
+        }
+    }
+}
+
+#[test]
 fn nothing_leaks_while_the_agent_is_frozen_and_others_take_away_what_it_keeps() {
     let (network, _sender) = under_fire("n2");
     let mut agent = Agent::start(&network, "n1", "n2");
     assert_eq!(agent.applied(), [0, 0]);
-    let interface = network.exec("n1", "cat /sys/class/net/veth2/ifindex");
-    let pin = network
-        .pins("n1")
-        .join(format!("v1/link_steer_{}", interface.trim()));
+    let pin = network.link("n1", "steer", "veth2");
     for round in 0..rounds() {
         // A program is pinned after it is attached.
         eventually(true, || pin.exists());
