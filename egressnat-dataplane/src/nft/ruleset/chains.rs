@@ -365,6 +365,15 @@ impl Ruleset {
         unknown.extend([expr::named_counter(Counter::Undecided), expr::drop_packet()]);
         let comment = c"to a strict destination, and nobody has decided about it";
         batch.add(&rule(&undecided, comment, &unknown), MsgType::Add);
+        // To connection tracking a flow is addresses and ports, whoever sends with them. Where a policy is strict this is dropped already.
+        let claimed = [
+            expr::ct_reply_destination(self.family),
+            expr::is_in(SetName::FloatingIps.as_cstr()),
+            expr::named_counter(Counter::Undecided),
+            expr::drop_packet(),
+        ];
+        let comment = c"in a flow with an egress IP, and not from where its pod is";
+        batch.add(&rule(&undecided, comment, &claimed), MsgType::Add);
         let mut redirected = vec![
             expr::ct_status(),
             expr::and(CT_STATUS_DNAT),
