@@ -8,6 +8,8 @@ use std::time::Duration;
 use egressnat_dataplane::Attachment;
 
 use crate::network::{FLOATING, Network, OTHER_SERVER, SERVER, eventually, plan};
+use crate::side::{self, SIDES};
+use crate::traffic::PODS;
 
 const NODE: &str = "192.168.1.1";
 
@@ -29,17 +31,22 @@ impl Network {
 
 #[test]
 fn with_clsact_pods_leave_with_the_same_addresses_as_with_tcx() {
-    let network = Network::with_clsact();
+    let mut network = Network::dual_stack();
+    network.attachment = Attachment::Clsact;
     for holder in ["n2", "n1"] {
-        network.apply_all(holder);
-        for pod in ["10.10.1.2", "10.10.2.2"] {
-            assert_eq!(network.seen_by_tcp(pod, SERVER), seen(FLOATING), "{pod}");
-            assert_eq!(network.seen_by_udp(pod, SERVER), seen(FLOATING), "{pod}");
-            assert!(network.is_pinged(pod, SERVER), "{pod}");
+        network.apply_sides(holder);
+        for side in &SIDES {
+            let floating = seen(side.floating);
+            for pod in PODS {
+                assert_eq!(network.seen_by_tcp(pod, side.server), floating, "{pod}");
+                assert_eq!(network.seen_by_udp(pod, side.server), floating, "{pod}");
+                assert!(network.is_pinged(pod, side.server), "{pod}");
+            }
+            let other = network.seen_by_tcp("10.10.1.3", side.server);
+            assert_eq!(other, seen(side.nodes[0]));
         }
         assert_eq!(network.seen_by_tcp("10.10.1.2", OTHER_SERVER), seen(NODE));
-        assert_eq!(network.seen_by_tcp("10.10.1.3", SERVER), seen(NODE));
-        let again = network.apply("n1", plan("n1", holder));
+        let again = network.apply("n1", side::plan("n1", holder));
         assert_eq!((again.changes, again.failures), (0, vec![]), "E45");
     }
     assert!(network.filters("veth2").contains("egressnat_steer"));

@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 use egressnat_core::NodePlan;
 use nix::sys::socket::{setsockopt, sockopt};
 
-use crate::network::{FLOATING, Network, SERVER, plan, runtime};
+use crate::ipv6::NODES;
+use crate::network::{Network, plan, runtime};
+use crate::side::{self, SIDES, Side};
 use crate::traffic::{AWAY, PODS, address};
 use egressnat_dataplane::Dataplane;
 
@@ -36,9 +38,10 @@ struct Observed {
 
 /// What a gateway node without pods that anybody selects has to do.
 fn gateway_plan(is_holder: bool) -> NodePlan {
-    let mut plan = plan("n2", "n2");
+    let mut plan = side::plan("n2", "n2");
     plan.pods.clear();
-    plan.peers.insert(IpAddr::from([192, 168, 1, 1]));
+    let peers = SIDES.iter().map(|side| side.nodes[0].parse::<IpAddr>());
+    plan.peers.extend(peers.map(Result::unwrap));
     if !is_holder {
         plan.floating_ips.clear();
     }
@@ -72,7 +75,14 @@ impl Network {
         self.ip("n3", "addr add 192.168.1.3/24 dev eth0");
         self.ip("n3", "route add default via 192.168.1.254");
         self.ip("n3", "route add 10.10.1.0/24 via 192.168.1.1");
-        self.exec("n3", "sysctl -qw net.ipv4.ip_forward=1");
+        self.sysctl("n3", "net.ipv4.ip_forward=1");
+        self.sysctl("n3", "net.ipv6.conf.all.forwarding=1");
+        self.ip("n3", "addr add fd00:192:168:1::3/64 dev eth0 nodad");
+        self.ip("n3", "route add default via fd00:192:168:1::254");
+        self.ip(
+            "n3",
+            &format!("route add fd00:10:10:1::/64 via {}", NODES[0]),
+        );
     }
 
     /// An agent of a node.
@@ -99,24 +109,27 @@ impl Network {
 
 #[test]
 fn a_planned_move_loses_no_packet_while_the_source_nodes_have_no_agent() {
-    let mut network = Network::new();
+    let mut network = Network::dual_stack();
     network.add_gateway();
     let agents = ["n2", "n3"].map(|node| network.agent(node));
     agents[1].apply(gateway_plan(false));
     agents[0].apply(gateway_plan(true));
     // Once, and then there is nobody.
-    assert_eq!(network.apply("n1", plan("n1", "n2")).failures, []);
+    let report = network.apply("n1", side::plan("n1", "n2"));
+    assert_eq!(report.failures, []);
 
-    at_some_rate(PACKETS_PER_SECOND, |rate, attempt| {
-        let flow = Flow::start(&network, AWAY, rate, attempt);
-        for round in 0..MOVES as usize {
+    for side in &SIDES {
+        at_some_rate(PACKETS_PER_SECOND, |rate, attempt| {
+            let flow = Flow::start(&network, side, AWAY, rate, attempt);
+            for round in 0..MOVES as usize {
+                flow.wait_for(rate / 2);
+                agents[round % 2].apply(gateway_plan(false));
+                agents[(round + 1) % 2].apply(gateway_plan(true));
+            }
             flow.wait_for(rate / 2);
-            agents[round % 2].apply(gateway_plan(false));
-            agents[(round + 1) % 2].apply(gateway_plan(true));
-        }
-        flow.wait_for(rate / 2);
-        vec![flow.finish()]
-    });
+            vec![flow.finish()]
+        });
+    }
 }
 
 #[test]
@@ -128,7 +141,7 @@ fn no_pod_loses_a_packet_when_its_floating_ip_leaves_or_comes_to_its_own_node_e3
         agent.apply(plan(node, "n1"));
     }
     at_some_rate(PACKETS_PER_SECOND / 10, |rate, attempt| {
-        let flows = PODS.map(|pod| Flow::start(&network, pod, rate, attempt));
+        let flows = PODS.map(|pod| Flow::start(&network, &SIDES[0], pod, rate, attempt));
         for round in 0..MOVES as usize {
             flows[0].wait_for(rate / 2);
             let (from, to) = (round % 2, (round + 1) % 2);
@@ -175,18 +188,24 @@ struct Flow {
 }
 
 impl Flow {
-    fn start(network: &Network, pod: &'static str, rate: u32, attempt: u16) -> Self {
+    fn start(
+        network: &Network,
+        side: &'static Side,
+        pod: &'static str,
+        rate: u32,
+        attempt: u16,
+    ) -> Self {
         let [_, _, node, _] = pod.parse::<Ipv4Addr>().unwrap().octets();
         let own = 10 * u16::from(node) + attempt;
         let (to_port, from_port) = (PORT + own, 5300 + own);
         let server = network.enter("out", move || {
-            UdpSocket::bind(address(SERVER, to_port)).unwrap()
+            UdpSocket::bind(address(side.server, to_port)).unwrap()
         });
         let _ = setsockopt(&server, sockopt::RcvBufForce, &(16 << 20));
         server
             .set_read_timeout(Some(Duration::from_secs(2)))
             .unwrap();
-        let client = network.udp(pod, from_port, address(SERVER, to_port));
+        let client = network.udp(pod, from_port, address(side.server, to_port));
         let answered = client.try_clone().unwrap();
         let _ = setsockopt(&answered, sockopt::RcvBufForce, &(16 << 20));
         answered
@@ -210,7 +229,7 @@ impl Flow {
             let (mut numbers, mut buffer) = (Vec::new(), [0; 4]);
             let (mut last, mut longest, mut strays) = (Instant::now(), Duration::ZERO, 0);
             while let Ok((_, from)) = server.recv_from(&mut buffer) {
-                assert_eq!(from.ip(), address(FLOATING, from_port).ip());
+                assert_eq!(from.ip(), address(side.floating, from_port).ip());
                 strays += usize::from(from.port() != from_port);
                 longest = longest.max(last.elapsed());
                 last = Instant::now();

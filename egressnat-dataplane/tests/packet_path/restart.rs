@@ -12,6 +12,7 @@ use aya::maps::lpm_trie::LpmTrie;
 use aya::maps::{Map, MapData};
 use egressnat_dataplane::{Config, Dataplane};
 
+use crate::leaks::rounds;
 use crate::network::{FLOATING, Network, SERVER, eventually, plan, runtime};
 
 /// Nobody answers there, so that all that is measured is one way.
@@ -191,10 +192,6 @@ impl Network {
 
 #[test]
 fn an_agent_that_is_killed_again_and_again_loses_nothing_and_rewrites_nothing() {
-    let restarts = match std::env::var_os("EGRESSNAT_LONG") {
-        Some(_) => 20,
-        None => 3,
-    };
     let network = Network::new();
     network.apply_all("n2");
     network.sink();
@@ -202,8 +199,9 @@ fn an_agent_that_is_killed_again_and_again_loses_nothing_and_rewrites_nothing() 
     for agent in agents.iter_mut().flatten() {
         assert_eq!(agent.applied(), [0, 0]);
     }
+    let start = Instant::now();
     let stream = Stream::start(&network, "10.10.1.2");
-    for restart in 0..restarts {
+    for restart in 0..rounds() {
         for (node, agent) in ["n1", "n2"].into_iter().zip(&mut agents) {
             let before = network.arrived();
             let said = agent.take().unwrap().kill();
@@ -222,7 +220,11 @@ fn an_agent_that_is_killed_again_and_again_loses_nothing_and_rewrites_nothing() 
         sent,
         "one count through all runs"
     );
-    eprintln!("{sent} sent, all of them translated, {restarts} kills of each of two agents");
+    eprintln!(
+        "{sent} sent in {:?}, all of them translated, {} kills of each of two agents",
+        start.elapsed(),
+        rounds()
+    );
 }
 
 #[test]
