@@ -3,6 +3,7 @@
 mod device;
 mod events;
 mod floating;
+mod local_route;
 mod mtu;
 mod neighbor;
 mod setting;

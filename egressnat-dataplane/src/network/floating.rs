@@ -83,7 +83,11 @@ impl Network {
                 })
             }
             added => added.map_err(failed(format!("add address {host} to {}", uplink.name))),
+        }?;
+        if let IpAddr::V6(address) = address {
+            self.until_local(address).await;
         }
+        Ok(())
     }
 
     /// A floating IP as we put it on the uplink.
