@@ -218,8 +218,21 @@ impl Dataplane {
         missing.retain(|address| !contested.contains(address));
         let contested = contested.into_iter();
         work.undone.extend(contested.map(Change::AddAddress));
+        // Steered to an address of IPv6 that is here, packets come to this very node and are lost: these leave a moment before.
+        for address in missing.iter().filter(|address| address.is_ipv6()) {
+            if let Err(error) = self.egress.set_local(&mut self.maps, *address, true) {
+                work.fail(*address, &error);
+            }
+        }
         let added = self.network.add_floating_ips(&self.uplink, &missing).await;
         let added = work.take(added);
+        for address in missing {
+            if work.undone.contains(&Change::AddAddress(address))
+                && let Err(error) = self.egress.set_local(&mut self.maps, address, false)
+            {
+                work.fail(address, &error);
+            }
+        }
         for address in &added {
             let here = |parts: &mut Parts| parts.is_here = true;
             self.kept.note_parts(&self.egress, *address, here);

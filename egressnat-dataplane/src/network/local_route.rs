@@ -11,7 +11,8 @@ use super::Network;
 
 /// Far more than the kernel takes, which is less than a millisecond where it has nothing else to do.
 const PATIENCE: Duration = Duration::from_secs(1);
-const PAUSE: Duration = Duration::from_micros(200);
+/// The shortest that there is.
+const PAUSE: Duration = Duration::from_millis(1);
 
 impl Network {
     /// Waits until the kernel keeps packets for an address of IPv6 that was added. It makes the local route later, from a queue of work,
