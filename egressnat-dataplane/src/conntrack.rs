@@ -108,23 +108,18 @@ pub(crate) fn forget(connection: &Connection) -> Result<(), ConntrackError> {
     }
 }
 
-/// Makes the kernel forget all connections that are seen as coming from one of `addresses`.
-pub(crate) fn forget_seen_as(
+/// The connections that are seen as coming from one of `addresses`.
+pub(crate) fn connections_seen_as(
     addresses: &BTreeSet<IpAddr>,
-    is_source: impl Fn(&IpAddr) -> bool,
-) -> Result<(), ConntrackError> {
+) -> Result<Vec<Connection>, ConntrackError> {
+    let mut seen = Vec::new();
     for family in Family::ALL {
-        if !addresses.iter().any(|ip| Family::of(*ip) == family) {
-            continue;
+        if addresses.iter().any(|ip| Family::of(*ip) == family) {
+            let connections = connections(family)?.into_iter();
+            seen.extend(connections.filter(|one| addresses.contains(&one.seen_as)));
         }
-        connections(family)?
-            .iter()
-            .filter(|connection| {
-                addresses.contains(&connection.seen_as) && is_source(&connection.source)
-            })
-            .try_for_each(forget)?;
     }
-    Ok(())
+    Ok(seen)
 }
 
 fn request(family: Family, kind: u16, flags: i32, attributes: &[u8]) -> Vec<u8> {

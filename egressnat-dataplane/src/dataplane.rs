@@ -35,7 +35,7 @@ use crate::leftovers::Leftovers;
 use crate::lock::{Lock, LockError};
 use crate::maps::Maps;
 use crate::network::{Network, NetworkError, Uplink};
-use crate::nft::{Events, Forgotten, NftError, Ruleset, SharedOwner};
+use crate::nft::{Answer, Events, Forgotten, NftError, Ruleset, SharedOwner};
 use crate::policy_table::PolicyTable;
 use crate::ports::Ports;
 use crate::probe::Prober;
@@ -424,10 +424,7 @@ impl Dataplane {
 
     /// Makes the kernel forget connections of pods that were decided otherwise than `plan` does. Returns how many there were.
     fn forget(&mut self, pods: &BTreeSet<IpAddr>, plan: &NodePlan) -> Result<usize, ObserveError> {
-        let owner = self.nft.lock();
-        forget_stale(pods, plan, |family, answers| {
-            Forgotten::expect(&owner, &self.ruleset(family), answers).map_err(ObserveError::from)
-        })
+        forget_stale(pods, plan, expecting(&self.nft, &self.config))
     }
 
     /// Tracks all answers again, unless some are expected still.
@@ -441,6 +438,17 @@ impl Dataplane {
 
     fn ruleset(&self, family: Family) -> Ruleset {
         Ruleset::new(family, &self.config)
+    }
+}
+
+/// Leaves answers to connections that are about to be forgotten untracked.
+fn expecting(
+    nft: &SharedOwner,
+    config: &Config,
+) -> impl FnMut(Family, &[Answer]) -> Result<(), ObserveError> {
+    |family, answers| {
+        let ruleset = Ruleset::new(family, config);
+        Ok(Forgotten::expect(&nft.lock(), &ruleset, answers)?)
     }
 }
 

@@ -9,8 +9,10 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use crate::conntrack::{ConntrackError, connections, forget_seen_as};
+use crate::conntrack::{Connection, ConntrackError, connections, connections_seen_as, forget};
 use crate::family::Family;
+use crate::nft::Answer;
+use crate::redecide::forget_expecting;
 
 /// The floating IPs that may have connections.
 #[derive(Default)]
@@ -28,27 +30,44 @@ impl Leftovers {
     }
 
     /// Makes the kernel forget what is left behind of floating IPs that come here.
-    pub(crate) fn forget_old(&mut self, coming: &[IpAddr]) -> Result<(), ConntrackError> {
+    ///
+    /// Before, `expect` is called with the answers to what `is_pod`s of this node have open.
+    pub(crate) fn forget_old<E: From<ConntrackError>>(
+        &mut self,
+        coming: &[IpAddr],
+        is_pod: impl Fn(&IpAddr) -> bool,
+        expect: impl FnMut(Family, &[Answer]) -> Result<(), E>,
+    ) -> Result<(), E> {
         let left = self.left()?;
         let wanted: BTreeSet<IpAddr> = coming.iter().copied().collect();
         let wanted = &wanted & left;
-        forget_seen_as(&wanted, |_| true)?;
+        let is_of_pod = |connection: &Connection| is_pod(&connection.source);
+        let old = connections_seen_as(&wanted)?.into_iter();
+        let (of_pods, others): (Vec<_>, Vec<_>) = old.partition(is_of_pod);
+        forget_expecting(&of_pods, expect)?;
+        others.iter().try_for_each(forget)?;
         left.retain(|address| !wanted.contains(address));
         Ok(())
     }
 
     /// Makes the kernel forget the connections of this node's pods that are translated to floating IPs which are given away.
-    pub(crate) fn forget_pods(
+    ///
+    /// Before, `expect` is called with the answers to them: those whose policy is gone went on as they were until now, and what ends
+    /// them begins no flow.
+    pub(crate) fn forget_pods<E: From<ConntrackError>>(
         &mut self,
         going: &[IpAddr],
         is_pod: impl Fn(&IpAddr) -> bool,
-    ) -> Result<(), ConntrackError> {
+        expect: impl FnMut(Family, &[Answer]) -> Result<(), E>,
+    ) -> Result<(), E> {
         let going: BTreeSet<IpAddr> = going.iter().copied().collect();
         let steered = &going & &self.steered;
         let left = self.left()?;
         let wanted = &steered | &(&going & &*left);
         left.extend(going);
-        forget_seen_as(&wanted, is_pod)
+        let mut of_pods = connections_seen_as(&wanted)?;
+        of_pods.retain(|connection| is_pod(&connection.source));
+        forget_expecting(&of_pods, expect).map(drop)
     }
 
     fn left(&mut self) -> Result<&mut BTreeSet<IpAddr>, ConntrackError> {

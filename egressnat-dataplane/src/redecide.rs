@@ -74,14 +74,27 @@ pub(crate) fn forget_stale<E: From<ConntrackError>>(
         }
         let mut stale = connections(family)?;
         stale.retain(|connection| pods.contains(&connection.source) && is_stale(connection, plan));
-        let answers: Vec<Answer> = stale.iter().filter_map(answer).collect();
+        forgotten += forget_expecting(&stale, &mut expect)?;
+    }
+    Ok(forgotten)
+}
+
+/// Makes the kernel forget connections of this node's pods. Returns how many there were.
+///
+/// Before, `expect` is called with the answers to them.
+pub(crate) fn forget_expecting<E: From<ConntrackError>>(
+    stale: &[Connection],
+    mut expect: impl FnMut(Family, &[Answer]) -> Result<(), E>,
+) -> Result<usize, E> {
+    for family in Family::ALL {
+        let of_family = stale.iter().filter(|one| Family::of(one.source) == family);
+        let answers: Vec<Answer> = of_family.filter_map(answer).collect();
         if !answers.is_empty() {
             expect(family, &answers)?;
         }
-        stale.iter().try_for_each(forget)?;
-        forgotten += stale.len();
     }
-    Ok(forgotten)
+    stale.iter().try_for_each(forget)?;
+    Ok(stale.len())
 }
 
 /// The answers to a connection that are for the pod's address, if they can be told from others. Where this node translates the address,

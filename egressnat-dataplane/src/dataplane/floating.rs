@@ -8,7 +8,7 @@ use egressnat_core::gateway::EgressId;
 use egressnat_core::{Change, Failure, NodePlan, Report};
 
 use super::kept::Parts;
-use super::{Dataplane, ObserveError, fail};
+use super::{Dataplane, ObserveError, expecting, fail};
 use crate::config::FloatingIpUse;
 use crate::family::Family;
 use crate::maps::map_error;
@@ -192,7 +192,9 @@ impl Dataplane {
         if ready.is_empty() {
             return work.undone;
         }
-        if let Err(error) = self.leftovers.forget_old(&ready) {
+        let is_pod = |source: &IpAddr| desired.pods.contains_key(source);
+        let expect = expecting(&self.nft, &self.config);
+        if let Err(error) = self.leftovers.forget_old(&ready, is_pod, expect) {
             work.fail_all(&ready, &error);
             return work.undone;
         }
@@ -326,7 +328,8 @@ impl Dataplane {
         }
         // And not as who they were here. What was translated for other nodes stays known: answers to it are on their way.
         let is_pod = |source: &IpAddr| interfaces.by_address.contains_key(source);
-        if let Err(error) = self.leftovers.forget_pods(addresses, is_pod) {
+        let expect = expecting(&self.nft, &self.config);
+        if let Err(error) = self.leftovers.forget_pods(addresses, is_pod, expect) {
             work.fail_all(addresses, &error);
         }
         let gone = addresses.iter();

@@ -192,6 +192,11 @@ pub(super) fn destination_port() -> Expr {
     load_payload(libc::NFT_PAYLOAD_TRANSPORT_HEADER, 2, 2)
 }
 
+/// `tcp flags`
+pub(super) fn tcp_flags() -> Expr {
+    load_payload(libc::NFT_PAYLOAD_TRANSPORT_HEADER, 13, 1)
+}
+
 fn load_meta(key: i32) -> Expr {
     expr(
         c"meta",

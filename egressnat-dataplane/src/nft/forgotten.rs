@@ -9,6 +9,9 @@
 //! What the pod refuses of that, or ends, begins no flow either: conntrack calls it invalid, and source NAT is not asked about it. It goes
 //! nowhere.
 //!
+//! A new flow that has ended, by a reset of the server above all, expects no answers any more. A server that goes on with the old ones would
+//! begin a connection from outside then: its segments, which are of none, go nowhere.
+//!
 //! Three chains do that. They are there only while answers are expected, as each packet of the node has to pass them.
 
 use std::ffi::CStr;
@@ -21,7 +24,7 @@ use super::chain::base_chain;
 use super::expr::{self, Expr, rule};
 use super::owner::Owner;
 use super::query;
-use super::ruleset::{AFTER_SRCNAT, RAW, Ruleset, TABLE};
+use super::ruleset::{AFTER_SRCNAT, RAW, Ruleset, TABLE, begins_no_connection};
 use super::set::{Answer, Change, Elements, SetName, WORD};
 use crate::family::Family;
 
@@ -36,6 +39,8 @@ const EXPECTED: Duration = Duration::from_secs(180);
 const CT_STATUS_CONFIRMED: u32 = 1 << 3;
 /// `ct state invalid`: of no flow, and the first packet of none.
 const CT_INVALID: u32 = 1;
+/// `ct state new`: of a flow that has no answer yet.
+const CT_NEW: u32 = 8;
 
 /// What tables have besides the chains that are declared for them.
 pub(super) const CHAINS: [&CStr; 3] = [ANSWERS, ASTRAY, BEGUN_ANEW];
@@ -140,6 +145,16 @@ fn add_chains(ruleset: &Ruleset, batch: &mut Batch) {
         all.extend([expr::counter(), expr::drop_packet()]);
         batch.add(&rule(&astray, comment, &all), MsgType::Add);
     }
+
+    let mut unasked = vec![
+        expr::ct_state(),
+        expr::and(CT_NEW),
+        expr::is_not(&0u32.to_ne_bytes()),
+    ];
+    unasked.extend(begins_no_connection(family));
+    unasked.extend([expr::counter(), expr::drop_packet()]);
+    let comment = c"of a connection that has begun anew and ended";
+    batch.add(&rule(&astray, comment, &unasked), MsgType::Add);
 
     let begun = base(
         (BEGUN_ANEW, c"after an edit: flows that begin anew"),

@@ -23,7 +23,7 @@ use crate::mark::MarkMask;
 
 mod chains;
 
-pub(super) use chains::{AFTER_SRCNAT, MASQUERADE, RAW};
+pub(super) use chains::{AFTER_SRCNAT, MASQUERADE, RAW, begins_no_connection};
 
 /// What our tables are called: one of family ip, one of family ip6 where a plan has something of IPv6, one of family arp
 /// where deadlines are used.

@@ -19,6 +19,7 @@ mod clsact;
 mod container;
 mod counters;
 mod encapsulation;
+mod endings;
 mod explained;
 mod enforcement;
 mod failures;

@@ -63,7 +63,7 @@ impl Talker {
 }
 
 /// A plan by which nothing is selected.
-fn unselected(mut plan: NodePlan) -> NodePlan {
+pub(crate) fn unselected(mut plan: NodePlan) -> NodePlan {
     for set in plan.pods.values_mut() {
         *set = PolicySetId::EMPTY;
     }

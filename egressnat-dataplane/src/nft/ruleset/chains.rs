@@ -10,6 +10,7 @@ use egressnat_core::model::MasqueradeRules;
 use nftnl::{Batch, Chain, ChainType, Hook, MsgType, Rule, Table};
 
 use super::{Ruleset, TABLE};
+use crate::family::Family;
 use crate::nft::batch::NftError;
 use crate::nft::chain::{base_chain, plain_chain};
 use crate::nft::counter::Counter;
@@ -207,6 +208,14 @@ impl Ruleset {
             ];
             batch.add(&rule(chain, comment, &exprs), MsgType::Add);
         }
+        let mut unasked = vec![
+            expr::source(self.family),
+            expr::is_in(SetName::GuardRanges.as_cstr()),
+        ];
+        unasked.extend(begins_no_connection(self.family));
+        unasked.extend([expr::counter(), expr::drop_packet()]);
+        let comment = c"of no connection, and what a pod says to it would pass for a reply";
+        batch.add(&rule(&new, comment, &unasked), MsgType::Add);
     }
 
     /// What is decided is decided: every packet here gets its translation, if only to the address that it has, and nobody behind
@@ -493,4 +502,21 @@ impl Ruleset {
         let all_else = [expr::counter(), expr::masquerade()];
         batch.add(&rule(&chain, comment, &all_else), MsgType::Add);
     }
+}
+
+/// Matches a TCP segment from outside of the cluster to a pod of this node that belongs to a connection, where it is the first packet of a
+/// flow. Connection tracking takes such a flow for one that was opened outside.
+pub(in crate::nft) fn begins_no_connection(family: Family) -> Vec<Expr> {
+    const SYN: u8 = 2;
+    vec![
+        expr::source(family),
+        expr::is_not_in(SetName::InternalRanges.as_cstr()),
+        expr::destination(family),
+        expr::is_in(SetName::PodRanges.as_cstr()),
+        expr::protocol(),
+        expr::is(&[libc::IPPROTO_TCP as u8]),
+        expr::tcp_flags(),
+        expr::and_octets(&[SYN]),
+        expr::is(&[0]),
+    ]
 }
