@@ -110,8 +110,17 @@ pub struct LeaseRecord {
     pub is_taken: bool,
     /// How long the node holds by a renewal.
     pub duration: Duration,
-    /// The newest grant of each floating IP that the node has given back.
-    pub released: BTreeMap<IpAddr, Generation>,
+    /// The floating IPs that the node has given back.
+    pub released: BTreeMap<IpAddr, Release>,
+}
+
+/// That a node has given a floating IP back.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Release {
+    /// The newest grant of it that the node has given back.
+    pub generation: Generation,
+    /// Whether the node used the floating IP by that grant. If not, it may have found that somebody answered for it.
+    pub was_used: bool,
 }
 
 impl LeaseRecord {
@@ -144,7 +153,7 @@ pub struct Grant {
     pub term: Term,
     /// Whether the node is asked to give it back.
     pub is_withdrawn: bool,
-    /// Whether the holder before has just given it back. If not, there was none, or it fell silent and its kernel may have been told
+    /// Whether the last one to use it has given it back. If not, there was none, or it fell silent and its kernel may have been told
     /// to go on without the store ([`Source::Segment`]): who takes it looks for long whether somebody answers for it.
     pub is_handed_over: bool,
 }

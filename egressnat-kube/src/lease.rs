@@ -2,7 +2,9 @@
 //!
 //! ```yaml
 //! metadata:
-//!   annotations: { egressnat.io/released: '{"192.168.1.100":4}' } # newest grant of each address that was given back
+//!   annotations:
+//!     egressnat.io/released: '{"192.168.1.100":4,"192.168.1.101":7}' # newest grant of each address that was given back
+//!     egressnat.io/unused: '["192.168.1.101"]'                       # those of them that were not used by that grant
 //! spec:
 //!   holderIdentity: worker1    # nobody while it is taken
 //!   leaseTransitions: 2        # its term: how often it was taken
@@ -10,13 +12,13 @@
 //!   renewTime: …               # for people; only compared for being different
 //! ```
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
 use egressnat_core::gateway::SYSTEM_NAMESPACE;
 use egressnat_core::model::NodeName;
-use egressnat_core::ownership::{Generation, LeaseRecord, Term};
+use egressnat_core::ownership::{Generation, LeaseRecord, Release, Term};
 use serde_json::{Value, json};
 
 use crate::kind::Kind;
@@ -27,6 +29,9 @@ const PREFIX: &str = "egressnat-node-";
 
 /// What a node has given back.
 const RELEASED: &str = "egressnat.io/released";
+
+/// What of it the node has not used.
+const UNUSED: &str = "egressnat.io/unused";
 
 /// The key of a node's lease.
 pub(crate) fn lease_key(node: &NodeName) -> ObjectKey {
@@ -68,7 +73,17 @@ pub(crate) fn read_lease(lease: &Object) -> LeaseRecord {
     let released: BTreeMap<IpAddr, u64> = released
         .and_then(|text| serde_json::from_str(text).ok())
         .unwrap_or_default();
-    let released = released.into_iter().map(|(ip, of)| (ip, Generation(of)));
+    let unused = lease.annotation(UNUSED);
+    let unused: BTreeSet<IpAddr> = unused
+        .and_then(|text| serde_json::from_str(text).ok())
+        .unwrap_or_default();
+    let released = released.into_iter().map(|(ip, of)| {
+        let release = Release {
+            generation: Generation(of),
+            was_used: !unused.contains(&ip),
+        };
+        (ip, release)
+    });
     LeaseRecord {
         version: lease.version(),
         term: Term(number("/spec/leaseTransitions")),
@@ -96,13 +111,23 @@ pub(crate) fn lease_object(
     }
     spec["renewTime"] = json!(micro_time());
     let released = record.released.iter();
-    let released: BTreeMap<&IpAddr, u64> = released.map(|(ip, of)| (ip, of.0)).collect();
-    if !released.is_empty() {
-        lease.value_mut()["metadata"]["annotations"][RELEASED] = json!(json!(released).to_string());
-    } else if let Some(Value::Object(annotations)) =
-        lease.value_mut().pointer_mut("/metadata/annotations")
-    {
-        annotations.remove(RELEASED);
+    let unused: BTreeSet<&IpAddr> = released
+        .clone()
+        .filter_map(|(ip, release)| (!release.was_used).then_some(ip))
+        .collect();
+    let released: BTreeMap<&IpAddr, u64> = released
+        .map(|(ip, release)| (ip, release.generation.0))
+        .collect();
+    let released = (!released.is_empty()).then(|| json!(released));
+    let unused = (!unused.is_empty()).then(|| json!(unused));
+    for (name, told) in [(RELEASED, released), (UNUSED, unused)] {
+        if let Some(told) = told {
+            lease.value_mut()["metadata"]["annotations"][name] = json!(told.to_string());
+        } else if let Some(Value::Object(annotations)) =
+            lease.value_mut().pointer_mut("/metadata/annotations")
+        {
+            annotations.remove(name);
+        }
     }
     lease
 }
@@ -117,14 +142,27 @@ mod tests {
         let record = LeaseRecord {
             term: Term(2),
             duration: Duration::from_secs(3),
-            released: [("192.168.1.100".parse().unwrap(), Generation(4))].into(),
+            released: [("192.168.1.100", 4, true), ("192.168.1.101", 7, false)]
+                .map(|(ip, of, was_used)| {
+                    let generation = Generation(of);
+                    let release = Release {
+                        generation,
+                        was_used,
+                    };
+                    (ip.parse().unwrap(), release)
+                })
+                .into(),
             ..LeaseRecord::default()
         };
         let written = lease_object(&node, &record, None);
         assert_eq!(lease_node(written.key()), Some(node.clone()));
         assert_eq!(
-            written.annotation(RELEASED),
-            Some(r#"{"192.168.1.100":4}"#),
+            [RELEASED, UNUSED].map(|name| written.annotation(name)),
+            [
+                r#"{"192.168.1.100":4,"192.168.1.101":7}"#,
+                r#"["192.168.1.101"]"#
+            ]
+            .map(Some),
             "as the documentation has it"
         );
         let version = written.version();

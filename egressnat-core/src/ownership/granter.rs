@@ -4,7 +4,7 @@ use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 use core::net::IpAddr;
 
-use super::{Generation, Grant, GrantRecord, LeaseRecord, Term, Time, Timing, Version};
+use super::{Generation, Grant, GrantRecord, LeaseRecord, Release, Term, Time, Timing, Version};
 use crate::assignment::Assignment;
 use crate::model::NodeName;
 
@@ -51,10 +51,10 @@ struct SeenLease {
 }
 
 impl SeenLease {
-    /// Whether the node has given `address` back since it was granted the last time.
-    fn has_released(&self, address: IpAddr, generation: Generation) -> bool {
+    /// That the node has given `address` back since it was granted the last time.
+    fn release(&self, address: IpAddr, generation: Generation) -> Option<&Release> {
         let released = self.record.released.get(&address);
-        released.is_some_and(|released| *released >= generation)
+        released.filter(|release| release.generation >= generation)
     }
 
     fn is_alive(&self, now: Time) -> bool {
@@ -264,15 +264,17 @@ impl Granter {
             };
             let is_current = grant.term == seen.record.term;
             // A node gives back by itself what its gateway has no more, and may be wanted again.
-            let is_released = seen.has_released(*address, record.generation);
-            if wanted == Some(&grant.node) && is_current && !grant.is_withdrawn && !is_released {
+            let release = seen.release(*address, record.generation);
+            if wanted == Some(&grant.node) && is_current && !grant.is_withdrawn && release.is_none()
+            {
                 continue;
             }
             if next == Some(&grant.node) && !is_current {
                 // The same node again cannot be a second owner.
                 steps.push(give(false));
-            } else if is_released {
-                steps.push(give(true));
+            } else if let Some(release) = release {
+                // Who never used it gives back what it was given, which somebody before may go on with.
+                steps.push(give(release.was_used || grant.is_handed_over));
             } else if grant.term < seen.record.term && now >= seen.older_terms_end {
                 steps.push(give(false));
             } else if !is_current || (wanted.is_some() && next.is_none()) {
@@ -310,7 +312,8 @@ impl Granter {
     fn next_generation(&self, address: IpAddr, record: &GrantRecord) -> Generation {
         let released = self.leases.values();
         let released = released.filter_map(|seen| seen.record.released.get(&address));
-        let newest = released.copied().fold(record.generation, Generation::max);
+        let released = released.map(|release| release.generation);
+        let newest = released.fold(record.generation, Generation::max);
         Generation(newest.0 + 1)
     }
 }

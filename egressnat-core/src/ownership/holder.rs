@@ -6,7 +6,9 @@ use core::net::IpAddr;
 
 #[cfg(doc)]
 use super::Grant;
-use super::{Generation, GrantRecord, LeaseRecord, SEGMENT_HOLD, Source, Term, Time, Timing};
+use super::{
+    Generation, GrantRecord, LeaseRecord, Release, SEGMENT_HOLD, Source, Term, Time, Timing,
+};
 use crate::model::NodeName;
 
 /// What a probe for an address found (RFC 5227, or duplicate address detection).
@@ -45,13 +47,15 @@ pub struct Holder {
     term: Option<Term>,
     valid_until: BTreeMap<Source, Time>,
     addresses: BTreeMap<IpAddr, Address>,
-    released: BTreeMap<IpAddr, Generation>,
+    released: BTreeMap<IpAddr, Release>,
 }
 
 #[derive(Debug, Clone, Default)]
 struct Address {
     record: Option<GrantRecord>,
     usage: Usage,
+    /// The newest grant that it was in the kernel by.
+    used: Option<Generation>,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -90,9 +94,9 @@ impl Holder {
 
     /// The lease was read: what the node has given back before its process started counts still.
     pub fn read(&mut self, record: &LeaseRecord) {
-        for (address, generation) in &record.released {
+        for (address, release) in &record.released {
             let known = self.released.entry(*address).or_default();
-            *known = (*generation).max(*known);
+            *known = (*release).max(*known);
         }
         if self.term.is_some_and(|term| term != record.term) {
             self.term = None;
@@ -144,7 +148,7 @@ impl Holder {
             if self
                 .released
                 .get(&address)
-                .is_some_and(|released| *released < record.generation)
+                .is_some_and(|released| released.generation < record.generation)
             {
                 self.released.remove(&address);
             }
@@ -205,7 +209,11 @@ impl Holder {
         let valid_until = self.valid_until().filter(|until| now < *until);
         for (ip, address) in &mut self.addresses {
             // Nothing is known about it yet. What an earlier run left in the kernel has its deadline there.
-            let Address { record, usage } = address;
+            let Address {
+                record,
+                usage,
+                used,
+            } = address;
             let Some(record) = record else {
                 continue;
             };
@@ -216,12 +224,21 @@ impl Holder {
             let is_released = self
                 .released
                 .get(ip)
-                .is_some_and(|released| *released >= record.generation);
+                .is_some_and(|released| released.generation >= record.generation);
             match own.filter(|grant| !grant.is_withdrawn && !is_released) {
                 None => {
+                    let is_withdrawn = own.is_some_and(|grant| grant.is_withdrawn);
+                    if is_withdrawn && usage.is_in_kernel() {
+                        *used = Some(record.generation);
+                    }
                     usage.stop(*ip, &mut steps);
-                    if own.is_some_and(|grant| grant.is_withdrawn) {
-                        self.released.insert(*ip, record.generation);
+                    if is_withdrawn {
+                        let release = Release {
+                            generation: record.generation,
+                            was_used: *used == Some(record.generation),
+                        };
+                        let known = self.released.entry(*ip).or_default();
+                        *known = release.max(*known);
                     }
                 }
                 // The process has not renewed the lease yet: what an earlier run left is neither right nor wrong.
@@ -231,6 +248,9 @@ impl Holder {
                     Some(until) => {
                         let grant = (record.generation, grant.is_handed_over);
                         usage.go_on(*ip, grant, now, until, &mut steps);
+                        if usage.is_in_kernel() {
+                            *used = Some(record.generation);
+                        }
                     }
                 },
             }
@@ -248,9 +268,13 @@ impl Usage {
         matches!(*self, Self::Found(end) | Self::Holding(end) if now < end)
     }
 
+    fn is_in_kernel(&self) -> bool {
+        matches!(*self, Self::Found(_) | Self::Holding(_))
+    }
+
     /// It may not be used.
     fn stop(&mut self, ip: IpAddr, steps: &mut Vec<HolderStep>) {
-        if matches!(*self, Self::Found(_) | Self::Holding(_)) {
+        if self.is_in_kernel() {
             steps.push(HolderStep::Release(ip));
         }
         *self = Self::Idle;

@@ -10,7 +10,12 @@ mod simulator;
 
 use std::time::Duration;
 
-use schedule::{Bytes, CountedFrom, Dice, Faults, SOUND, Setting};
+use egressnat_core::Assignment;
+use egressnat_core::ownership::{
+    Generation, Grant, GrantRecord, Granter, GranterStep, Holder, LeaseRecord, Probe, Source, Term,
+    Time, Version,
+};
+use schedule::{Bytes, CountedFrom, Dice, Faults, SOUND, Segment, Setting, TIMING};
 use simulator::{Outcome, run};
 
 /// How many schedules: `EGRESSNAT_SCHEDULES`, or this.
@@ -49,6 +54,20 @@ fn never_two_owners_and_progress_when_the_faults_end_e33() {
     eprintln!("{} schedules, {moved} changes of a holder", schedules());
     // Each schedule has two addresses to place; more means that faults moved them.
     assert!(moved as u64 > 3 * schedules(), "{moved}");
+}
+
+/// With whatever each node says by itself: the store is out of reach for some, and their segment is not.
+#[test]
+fn never_two_owners_where_nodes_hold_by_the_word_of_their_segment_e33() {
+    let answering = Setting {
+        segment: Segment::Answers,
+        ..SOUND
+    };
+    let halves = [0, 1].map(|first| std::thread::spawn(move || run_all(answering, first, 2)));
+    for half in halves {
+        let moved = half.join().expect("a half ends");
+        moved.unwrap_or_else(|bad| panic!("schedule {}: {:?}", bad.0, bad.1));
+    }
 }
 
 #[test]
@@ -98,5 +117,71 @@ fn two_owners_are_found_when_an_assumption_does_not_hold() {
             .find(|seed| matches!(run(Dice::new(*seed), setting), Outcome::TwoOwners(_)));
         eprintln!("{what}: schedule {found:?}");
         assert!(found.is_some(), "{what}: no schedule shows it");
+    }
+}
+
+#[test]
+fn who_gives_back_what_it_never_used_hands_nothing_over_e33() {
+    struct Case {
+        name: &'static str,
+        was_handed_over: bool,
+        found: Probe,
+        want: bool,
+    }
+    let case = |name, was_handed_over, found, want| Case {
+        name,
+        was_handed_over,
+        found,
+        want,
+    };
+    let (node, next) = (simulator::name(0), simulator::name(1));
+    let (address, now) = (simulator::address(0), Time::default());
+    for Case {
+        name,
+        was_handed_over,
+        found,
+        want,
+    } in [
+        case("used", false, Probe::Free, true),
+        case("somebody answers for it", false, Probe::Conflict, false),
+        case("given back by the one before", true, Probe::Conflict, true),
+    ] {
+        let mut holder = Holder::new(node.clone(), TIMING);
+        let mut granter = Granter::new(TIMING.rate_error);
+        granter.lead(now, now.after(Duration::from_secs(10)));
+        let mut lease = LeaseRecord {
+            version: Version(1),
+            duration: TIMING.duration,
+            ..LeaseRecord::default()
+        };
+        granter.saw_lease(&next, lease.clone(), now);
+        holder.renewed(Source::Store, lease.term, now);
+        let granted = |is_withdrawn| GrantRecord {
+            version: Version(1),
+            generation: Generation(1),
+            grant: Some(Grant {
+                node: node.clone(),
+                term: Term::default(),
+                is_withdrawn,
+                is_handed_over: was_handed_over,
+            }),
+        };
+        holder.saw(address, granted(false));
+        holder.step(now);
+        holder.probed(address, Generation(1), found, now);
+        holder.step(now);
+        holder.saw(address, granted(true));
+        holder.step(now);
+        lease = holder.renewal(&lease);
+        granter.saw_lease(&node, lease, now);
+        granter.saw_grant(address, granted(true));
+        let mut wanted = Assignment::default();
+        wanted.nodes.insert(address, next.clone());
+        let steps = granter.step(&wanted, now);
+        let [GranterStep::Write { record, .. }] = &steps[..] else {
+            panic!("{name}: {steps:?}")
+        };
+        let grant = record.grant.as_ref().map(|grant| grant.is_handed_over);
+        assert_eq!(grant, Some(want), "{name}");
     }
 }

@@ -54,6 +54,12 @@ pub(super) enum What {
     },
     Act(Vec<HolderStep>),
     Probed(usize, Generation),
+    /// Looks whether somebody answers for an address: since when, and since when somebody else was always heard.
+    Looking(usize, Generation, [Micros; 2]),
+    /// It may be time to ask the other nodes.
+    AskSegment,
+    /// Most of them have answered what was asked then.
+    SegmentAnswered(Term, Micros),
     Fault,
 }
 

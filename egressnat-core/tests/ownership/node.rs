@@ -1,10 +1,16 @@
 //! What a node does.
 
-use egressnat_core::ownership::{HolderStep, Source, Time};
+use egressnat_core::ownership::{Generation, HolderStep, Probe, SEGMENT_HOLD, Source, Time};
 
 use super::message::{Ask, Tell, What};
-use super::schedule::{Choices, CountedFrom};
+use super::schedule::{Choices, CountedFrom, Segment};
 use super::simulator::{CONTROLLERS, MILLI, Micros, NODES, World, address, index};
+
+/// How long to look for an address that was not handed over.
+const LOOK: Micros = SEGMENT_HOLD.as_micros() as Micros + 100 * MILLI;
+
+/// How often it is looked whether the other nodes have to be asked.
+const ASK_SEGMENT: Micros = SEGMENT_HOLD.as_micros() as Micros / 4;
 
 impl<C: Choices> World<C> {
     pub(super) fn tick_node(&mut self, n: usize, now: Time) {
@@ -24,13 +30,16 @@ impl<C: Choices> World<C> {
                 HolderStep::Probe {
                     address,
                     generation,
-                    ..
+                    is_handed_over,
                 } => {
-                    self.push(
-                        self.now + 30 * MILLI,
-                        n,
-                        What::Probed(index(address), generation),
-                    );
+                    let ip = index(address);
+                    let what = match self.setting.segment {
+                        Segment::Answers if !is_handed_over => {
+                            What::Looking(ip, generation, [self.now; 2])
+                        }
+                        _ => What::Probed(ip, generation),
+                    };
+                    self.push(self.now + 30 * MILLI, n, what);
                 }
                 HolderStep::HoldUntil(ip, until) => self.hold(n, index(ip), until),
                 HolderStep::Release(ip) => self.nodes[n].kernel[index(ip)] = 0,
@@ -55,6 +64,55 @@ impl<C: Choices> World<C> {
             let term = lease.term;
             for controller in 0..CONTROLLERS {
                 self.ask(n, Some(controller), Ask::Renew(n, term));
+            }
+        }
+    }
+
+    /// Whether nodes hear each other.
+    fn hear(&self, one: usize, other: usize) -> bool {
+        let is_there = |n: usize| self.now >= self.actors[n].cut_until && !self.nodes[n].is_off;
+        is_there(one) && is_there(other)
+    }
+
+    /// Asks for an address again and again. It is free if nobody has answered for so long while others were heard. Where nobody else is
+    /// heard, it takes as long as a lease: who is cut off has none any more then.
+    pub(super) fn look(
+        &mut self,
+        n: usize,
+        (ip, generation): (usize, Generation),
+        [start, heard_since]: [Micros; 2],
+    ) {
+        let now = self.actors[n].clock.read(self.now);
+        let others: Vec<usize> = (0..NODES).filter(|m| *m != n && self.hear(n, *m)).collect();
+        let heard_since = match others.is_empty() {
+            true => self.now,
+            false => heard_since,
+        };
+        let lease = self.setting.holder.duration.as_micros() as Micros;
+        let outcome = if others.iter().any(|m| self.holds(*m, ip)) {
+            Probe::Conflict
+        } else if self.now >= heard_since + LOOK || self.now >= start + LOOK + lease {
+            Probe::Free
+        } else {
+            let again = What::Looking(ip, generation, [start, heard_since]);
+            return self.push(self.now + 50 * MILLI, n, again);
+        };
+        let holder = &mut self.nodes[n].holder;
+        holder.probed(address(ip), generation, outcome, now);
+    }
+
+    /// Asks the other nodes, if the lease is about to run out while something is held.
+    pub(super) fn ask_segment(&mut self, n: usize, now: Time) {
+        self.push(self.now + ASK_SEGMENT, n, What::AskSegment);
+        let holder = &self.nodes[n].holder;
+        let soon = now.after(self.setting.holder.duration / 2);
+        let is_running_out = holder.valid_until().is_some_and(|until| until < soon);
+        let Some(term) = holder.term() else { return };
+        if is_running_out && holder.held(now).next().is_some() {
+            let others = (0..NODES).filter(|m| *m != n && self.hear(n, *m));
+            if 2 * (others.count() + 1) > NODES {
+                let later = self.now + self.choices.below(150) * MILLI;
+                self.push(later, n, What::SegmentAnswered(term, self.now));
             }
         }
     }

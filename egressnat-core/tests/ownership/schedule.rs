@@ -58,6 +58,18 @@ pub struct Setting {
     pub counted_from: CountedFrom,
     /// What goes wrong.
     pub faults: Faults,
+    /// Whether nodes ask each other while the store does not answer.
+    pub segment: Segment,
+}
+
+/// Whether nodes ask each other while the store does not answer.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Segment {
+    /// They do not, and what a probe finds is nothing to rely on.
+    Silent,
+    /// They do, and single nodes are cut off from the store alone, too. Whoever is asked and can be reached answers; the segment does not
+    /// fall into parts of several nodes.
+    Answers,
 }
 
 /// From when nodes count a renewal.
@@ -91,4 +103,5 @@ pub const SOUND: Setting = Setting {
     rate_error: 20_000,
     counted_from: CountedFrom::Sent,
     faults: Faults::All,
+    segment: Segment::Silent,
 };

@@ -8,12 +8,12 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use super::message::{Ask, Event, Tell, What};
-use super::schedule::{Choices, Faults, Setting};
+use super::schedule::{Choices, Faults, Segment, Setting};
 
 use egressnat_core::model::NodeName;
 use egressnat_core::ownership::{
-    Candidate, GrantRecord, Granter, Holder, LeaderRecord, LeaseRecord, Probe, Time, Timing,
-    Version,
+    Candidate, GrantRecord, Granter, Holder, LeaderRecord, LeaseRecord, Probe, Source, Time,
+    Timing, Version,
 };
 
 pub(super) const NODES: usize = 3;
@@ -72,7 +72,16 @@ pub(super) struct Actor {
     pub(super) run: u64,
     pub(super) is_running: bool,
     pub(super) frozen_until: Micros,
+    /// From everybody.
     pub(super) cut_until: Micros,
+    /// From the store and the controllers alone.
+    pub(super) store_cut_until: Micros,
+}
+
+impl Actor {
+    fn is_cut(&self, now: Micros) -> bool {
+        now < self.cut_until.max(self.store_cut_until)
+    }
 }
 
 pub(super) struct Node {
@@ -81,6 +90,8 @@ pub(super) struct Node {
     pub(super) request: Option<Request>,
     /// Until when the kernel holds each address, in true time. Survives the process, not the machine.
     pub(super) kernel: [Micros; ADDRESSES],
+    /// Whether the machine is off, and answers nobody.
+    pub(super) is_off: bool,
 }
 
 pub(super) struct Controller {
@@ -173,6 +184,7 @@ impl<C: Choices> World<C> {
             is_running: true,
             frozen_until: 0,
             cut_until: 0,
+            store_cut_until: 0,
         });
         let actors: Vec<Actor> = actors.collect();
         let mut world = Self {
@@ -204,6 +216,7 @@ impl<C: Choices> World<C> {
         for actor in 0..ACTORS {
             let at = world.choices.below(TICK);
             world.push(at, actor, What::Tick);
+            world.push_asking(at, actor);
         }
         if setting.faults == Faults::All {
             world.push(2_000 * MILLI, 0, What::Fault);
@@ -214,6 +227,13 @@ impl<C: Choices> World<C> {
     pub(super) fn push(&mut self, at: Micros, actor: usize, what: What) {
         let run = self.actors[actor].run;
         self.push_of_run(at, actor, run, what);
+    }
+
+    /// A node looks from then on whether it has to ask the others.
+    fn push_asking(&mut self, at: Micros, actor: usize) {
+        if self.setting.segment == Segment::Answers && actor < NODES {
+            self.push(at, actor, What::AskSegment);
+        }
     }
 
     /// Something that counts only while the actor is in this run.
@@ -312,6 +332,15 @@ impl<C: Choices> World<C> {
                     .holder
                     .probed(address(ip), generation, outcome, now);
             }
+            What::Looking(ip, generation, since) => self.look(actor, (ip, generation), since),
+            What::AskSegment => self.ask_segment(actor, now),
+            What::SegmentAnswered(term, sent) => {
+                let sent = self.actors[actor].clock.read(sent);
+                let holder = &mut self.nodes[actor].holder;
+                holder.renewed(Source::Segment, term, sent);
+                let steps = holder.step(now);
+                self.act(actor, steps);
+            }
             What::Fault => {}
         }
     }
@@ -326,6 +355,7 @@ impl<C: Choices> World<C> {
             for actor in 0..ACTORS {
                 self.actors[actor].frozen_until = 0;
                 self.actors[actor].cut_until = 0;
+                self.actors[actor].store_cut_until = 0;
                 if !self.actors[actor].is_running {
                     self.start(actor);
                 }
@@ -334,7 +364,11 @@ impl<C: Choices> World<C> {
         }
         let actor = self.choices.below(ACTORS as u64) as usize;
         let a_while = self.choices.below(2_500) * MILLI;
-        match self.choices.below(10) {
+        let kinds = match self.setting.segment {
+            Segment::Silent => 10,
+            Segment::Answers => 14,
+        };
+        match self.choices.below(kinds) {
             0 | 1 => self.actors[actor].frozen_until = self.now + a_while,
             2 | 3 => self.actors[actor].cut_until = self.now + a_while,
             4 => self.stop(actor),
@@ -347,7 +381,9 @@ impl<C: Choices> World<C> {
                 // The machine, not only the process.
                 self.stop(actor);
                 self.nodes[actor].kernel = [0; ADDRESSES];
+                self.nodes[actor].is_off = true;
             }
+            10.. => self.actors[actor].store_cut_until = self.now + 4 * a_while,
             _ => {
                 let ip = self.choices.below(ADDRESSES as u64) as usize;
                 self.wanted[ip] = self.choices.below(NODES as u64) as usize;
@@ -395,7 +431,7 @@ impl<C: Choices> World<C> {
                 1 | 2 => delay += self.choices.below(3_000 * MILLI),
                 _ => {}
             }
-            if self.now < self.actors[to].cut_until {
+            if self.actors[to].is_cut(self.now) {
                 return;
             }
         }
@@ -406,7 +442,7 @@ impl<C: Choices> World<C> {
     pub(super) fn ask(&mut self, from: usize, to: Option<usize>, ask: Ask) -> u64 {
         self.order += 1;
         let id = self.order;
-        if self.now >= self.actors[from].cut_until || self.is_calm() {
+        if !self.actors[from].is_cut(self.now) || self.is_calm() {
             let run = self.actors[from].run;
             let sent = self.now;
             let asked = What::Asked {
@@ -483,6 +519,7 @@ impl Node {
             lease: None,
             request: None,
             kernel: [0; ADDRESSES],
+            is_off: false,
         }
     }
 }

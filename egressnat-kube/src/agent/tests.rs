@@ -315,7 +315,12 @@ async fn a_floating_ip_is_used_with_a_grant_in_the_term_of_the_lease_and_given_b
         .await;
     holding.until_used(true).await;
     let until_released = |generation| {
-        let released = move |lease: LeaseRecord| lease.released.get(&floating()).copied();
+        let released = move |lease: LeaseRecord| {
+            lease
+                .released
+                .get(&floating())
+                .map(|release| release.generation)
+        };
         let holding = &holding;
         async move {
             let is_told = || holding.lease().and_then(released) == Some(Generation(generation));

@@ -3,7 +3,7 @@ use crate::directory::DirectoryStore;
 use crate::object::ObjectKey;
 use crate::store::Layer;
 use egressnat_core::gateway::SYSTEM_NAMESPACE;
-use egressnat_core::ownership::Generation;
+use egressnat_core::ownership::{Generation, Release};
 use serde_json::{Value, json};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -375,7 +375,11 @@ async fn a_drained_node_gives_back_before_another_is_given_e33_e35() {
     let lease = cluster.store.get(&lease_key(&name)).unwrap();
     let mut record = read_lease(lease.as_ref().unwrap());
     let address = "192.168.1.100".parse().unwrap();
-    record.released = [(address, Generation(1))].into();
+    let release = Release {
+        generation: Generation(1),
+        was_used: true,
+    };
+    record.released = [(address, release)].into();
     let lease = crate::lease::lease_object(&name, &record, lease.as_ref());
     cluster.store.apply(lease).unwrap();
     let second = json!({"generation": 2, "node": "worker2", "handedOver": true});
