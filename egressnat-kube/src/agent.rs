@@ -15,6 +15,7 @@ use crate::pulse::Pulse;
 use crate::store::{ObjectStore, StoreError, Watch, WatchEvent, WatchRequest};
 
 mod description;
+mod lookout;
 mod ownership;
 mod renewal;
 mod report;
@@ -25,7 +26,7 @@ use description::Description;
 use ownership::Ownership;
 use renewal::Renewal;
 use report::Reporter;
-use segment::{Segment, Voters};
+use segment::{Neighbors, Segment};
 use view::View;
 
 /// What the agent watches; of pods only its own node's.
@@ -145,20 +146,21 @@ where
     let _description = AbortOnDrop(tokio::spawn(description.keep()));
     let (reporter, writer, planned) = report::channel(store.clone(), &config.node, described);
     let _reports = AbortOnDrop(tokio::spawn(writer.write()));
+    let neighbors = Neighbors::new(subnets);
     let ownership = Ownership::new(
         config.node.clone(),
         config.lease_duration,
         dataplane.uplink(),
+        neighbors.clone(),
         dataplane.found(),
     );
     let renewal = Renewal::new(store, ownership.clone(), &config, planned);
     let _renewals = AbortOnDrop(tokio::spawn(renewal.keep()));
-    let segment = Segment::new(ownership.clone(), &config, subnets);
-    let voters = segment.voters();
+    let segment = Segment::new(ownership.clone(), &config, neighbors.clone());
     let _segment = AbortOnDrop(tokio::spawn(segment.watch()));
     let mut agent = Agent {
         ownership,
-        voters,
+        neighbors,
         view: View::new(config.node.clone(), config.cluster_ranges, seed()),
         node: config.node,
         planned: Planned::default(),
@@ -202,7 +204,7 @@ impl Drop for AbortOnDrop {
 
 struct Agent<U> {
     ownership: Ownership<U>,
-    voters: Voters,
+    neighbors: Neighbors,
     node: NodeName,
     view: View,
     /// As the view said when something in it last changed.
@@ -272,8 +274,9 @@ impl<U: Uplink> Agent<U> {
 
     /// Takes over what the gateways tell of who holds what.
     fn see_ownership(&self) {
+        // In this order: who takes an address asks them.
+        self.neighbors.tell(&self.view, &self.node);
         self.ownership.saw(self.view.grants());
-        self.voters.tell(&self.view, &self.node);
     }
 
     async fn apply(&mut self, dataplane: &mut impl NodeDataplane) {

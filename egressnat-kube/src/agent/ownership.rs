@@ -11,18 +11,16 @@ use std::time::{Duration, Instant};
 
 use egressnat_core::model::NodeName;
 use egressnat_core::ownership::{
-    Generation, GrantRecord, Holder, HolderStep, LeaseRecord, Probe, RATE_ERROR, SEGMENT_HOLD,
-    Source, Term, Time, Timing,
+    Generation, GrantRecord, Holder, HolderStep, LeaseRecord, Probe, RATE_ERROR, Source, Term,
+    Time, Timing,
 };
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
 use super::Uplink;
+use super::lookout::Lookout;
+use super::segment::Neighbors;
 use crate::clock;
-
-/// How long to look whether somebody answers for an address that was not handed over: longer than a kernel goes on by what its
-/// segment says.
-const LOOK: Duration = SEGMENT_HOLD.saturating_add(Duration::from_millis(100));
 
 /// How many of the segment's other gateway nodes are asked at most.
 const VOTERS: usize = 15;
@@ -41,6 +39,8 @@ impl<U> Clone for Ownership<U> {
 
 struct Shared<U> {
     uplink: U,
+    neighbors: Neighbors,
+    lease_duration: Duration,
     state: Mutex<State>,
     /// What is held has changed: a plan wants to be applied.
     changed: Notify,
@@ -65,6 +65,7 @@ impl<U: Uplink> Ownership<U> {
         node: NodeName,
         lease_duration: Duration,
         uplink: U,
+        neighbors: Neighbors,
         found: BTreeMap<IpAddr, Instant>,
     ) -> Self {
         let timing = Timing {
@@ -84,6 +85,8 @@ impl<U: Uplink> Ownership<U> {
         };
         Self(Arc::new(Shared {
             uplink,
+            neighbors,
+            lease_duration,
             state: Mutex::new(state),
             changed: Notify::new(),
             settled: Notify::new(),
@@ -264,27 +267,31 @@ impl<U: Uplink> Ownership<U> {
             self.0.changed.notify_one();
         }
         drop(state);
-        for (address, generation, is_handed_over) in probes {
-            if is_handed_over {
-                // A moment ago nobody else had it, or its holder would not have held it.
-                self.probed(address, generation, Probe::Free);
-            } else {
-                tokio::spawn(self.clone().probe(address, generation));
-            }
+        let (handed_over, others): (Vec<_>, Vec<_>) = probes
+            .into_iter()
+            .partition(|(.., is_handed_over)| *is_handed_over);
+        for (address, generation, _) in handed_over {
+            // A moment ago nobody else had it, or its holder would not have held it.
+            self.probed(address, generation, Probe::Free);
+        }
+        if others.is_empty() {
+            return;
+        }
+        let (uplink, nodes) = (self.0.uplink.clone(), self.0.neighbors.nodes());
+        let lookout = Lookout::new(uplink, nodes, self.0.lease_duration);
+        for (address, generation, _) in others {
+            tokio::spawn(self.clone().probe(lookout.clone(), address, generation));
         }
     }
 
-    async fn probe(self, address: IpAddr, generation: Generation) {
-        let outcome = match self.0.uplink.answers(address, LOOK).await {
-            false => Probe::Free,
-            true => {
-                tracing::warn!(
-                    %address,
-                    "another host answers for a floating IP that is granted to this node: it is not used"
-                );
-                Probe::Conflict
-            }
-        };
+    async fn probe(self, lookout: Lookout<U>, address: IpAddr, generation: Generation) {
+        let outcome = lookout.look(address).await;
+        if outcome == Probe::Conflict {
+            tracing::warn!(
+                %address,
+                "another host answers for a floating IP that is granted to this node: it is not used"
+            );
+        }
         self.probed(address, generation, outcome);
     }
 
@@ -365,7 +372,13 @@ mod tests {
         let all = [1, 2, 3].map(|host| IpAddr::from([192, 168, 1, host]));
         let uplink = Refusing(all[1], Arc::default());
         let (node, lease) = ("worker1".parse().unwrap(), Duration::from_secs(5));
-        let ownership = Ownership::new(node, lease, uplink.clone(), BTreeMap::new());
+        let ownership = Ownership::new(
+            node,
+            lease,
+            uplink.clone(),
+            Neighbors::new(BTreeSet::new()),
+            BTreeMap::new(),
+        );
         let mut state = ownership.state();
         state.hold(&uplink, &all, clock::now().after(lease));
         assert!(state.unfenced.keys().eq([&all[1]]));

@@ -2,10 +2,10 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use egressnat_core::model::NodeName;
+use egressnat_core::model::{Node, NodeName};
 use egressnat_core::ownership::SEGMENT_HOLD;
 use ipnet::IpNet;
 
@@ -22,35 +22,33 @@ pub(super) struct Segment<U> {
     outage: StoreOutage,
     /// When it is time to ask: so long before the lease runs out.
     soon: Duration,
-    voters: Voters,
+    neighbors: Neighbors,
 }
 
-/// The addresses of the other gateway nodes on the segment, as the store told them last. Clones are of one thing.
+/// The other nodes on the segment, as the store told them last. Clones are of one thing.
 #[derive(Clone)]
-pub(super) struct Voters {
+pub(super) struct Neighbors {
     subnets: Arc<BTreeSet<IpNet>>,
-    addresses: Arc<Mutex<BTreeSet<IpAddr>>>,
+    addresses: Arc<Mutex<Addresses>>,
+}
+
+/// One address of each.
+#[derive(Clone, Default)]
+struct Addresses {
+    /// Of the gateway nodes that are up, as the gateways' status tells.
+    voters: BTreeSet<IpAddr>,
+    /// Of all nodes.
+    nodes: BTreeSet<IpAddr>,
 }
 
 impl<U: Uplink> Segment<U> {
-    pub(super) fn new(
-        ownership: Ownership<U>,
-        config: &AgentConfig,
-        subnets: BTreeSet<IpNet>,
-    ) -> Self {
+    pub(super) fn new(ownership: Ownership<U>, config: &AgentConfig, neighbors: Neighbors) -> Self {
         Self {
             ownership,
             outage: config.outage,
             soon: Duration::from_secs(1).min(config.lease_duration / 2),
-            voters: Voters {
-                subnets: Arc::new(subnets),
-                addresses: Arc::default(),
-            },
+            neighbors,
         }
-    }
-
-    pub(super) fn voters(&self) -> Voters {
-        self.voters.clone()
     }
 
     /// Watches for ever. A task of its own, for a renewal may hang.
@@ -72,30 +70,47 @@ impl<U: Uplink> Segment<U> {
             }
             is_told = is_running_out;
             if is_running_out {
-                let voters = self.voters.addresses();
+                let voters = self.neighbors.voters();
                 self.ownership.ask_segment(&voters).await;
             }
         }
     }
 }
 
-impl Voters {
-    fn addresses(&self) -> BTreeSet<IpAddr> {
-        let addresses = self.addresses.lock();
-        addresses.unwrap_or_else(PoisonError::into_inner).clone()
+impl Neighbors {
+    /// Those whose addresses are in one of these subnets. None is known yet.
+    pub(super) fn new(subnets: BTreeSet<IpNet>) -> Self {
+        Self {
+            subnets: Arc::new(subnets),
+            addresses: Arc::default(),
+        }
     }
 
-    /// The gateway nodes but this one that are up, as the gateways' status tells, and that are on the same segment.
+    fn addresses(&self) -> MutexGuard<'_, Addresses> {
+        let addresses = self.addresses.lock();
+        addresses.unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn voters(&self) -> BTreeSet<IpAddr> {
+        self.addresses().voters.clone()
+    }
+
+    /// Those who would be heard if they were asked, unless this node is cut off from them, or they are all dead.
+    pub(super) fn nodes(&self) -> BTreeSet<IpAddr> {
+        self.addresses().nodes.clone()
+    }
+
+    /// Takes what the view knows by now.
     pub(super) fn tell(&self, view: &View, own: &NodeName) {
         let is_near = |address: &IpAddr| self.subnets.iter().any(|net| net.contains(address));
-        let others = view.nodes_up().filter(|(name, _)| *name != own);
         // One of a node's addresses is enough to hear of it.
-        let near = others
-            .filter_map(|(_, node)| node.addresses.iter().copied().find(is_near))
-            .collect();
-        *self
-            .addresses
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner) = near;
+        let near = |(name, node): (&NodeName, &Node)| {
+            let mut addresses = node.addresses.iter().copied();
+            addresses.find(is_near).filter(|_| name != own)
+        };
+        *self.addresses() = Addresses {
+            voters: view.nodes_up().filter_map(near).collect(),
+            nodes: view.nodes().filter_map(near).collect(),
+        };
     }
 }

@@ -221,6 +221,11 @@ impl View {
         let nodes = &self.engine.objects().nodes;
         up.into_iter().filter_map(|name| nodes.get_key_value(name))
     }
+
+    /// All nodes.
+    pub(super) fn nodes(&self) -> impl Iterator<Item = (&NodeName, &Node)> {
+        self.engine.objects().nodes.iter()
+    }
 }
 
 #[cfg(test)]
