@@ -18,6 +18,10 @@ pub enum Cut<'a> {
     Off(&'a str),
     /// A node hears nobody, and all hear it.
     Deaf(&'a str),
+    /// A node hears all, and nobody hears it.
+    Mute(&'a str),
+    /// Two nodes do not reach each other, and reach all others.
+    Between(&'a str, &'a str),
     /// The API server reaches nobody, and nobody reaches it.
     ApiServer,
 }
@@ -41,6 +45,8 @@ impl Lab {
             Cut::FromApiServer(node) => both(&self.port(node)?, API_PORT),
             Cut::Off(node) => all(&self.port(node)?),
             Cut::Deaf(node) => vec![format!("oifname {}", self.port(node)?)],
+            Cut::Mute(node) => vec![format!("iifname {}", self.port(node)?)],
+            Cut::Between(one, other) => both(&self.port(one)?, &self.port(other)?),
             Cut::ApiServer => all(API_PORT),
         };
         let chain = format!("{TABLE} forward");

@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by it")]
 
 mod api;
+mod chaos;
 mod input;
 mod ownership;
 mod packets;

@@ -19,7 +19,7 @@ use super::*;
 const LONG: Duration = Duration::from_secs(11);
 
 /// What the router hears of whoever uses .100, which it asks for again and again.
-struct Listener {
+pub(super) struct Listener {
     capture: Child,
     pinging: Child,
     heard: Arc<Mutex<Vec<String>>>,
@@ -38,7 +38,7 @@ impl Drop for Listener {
 
 impl TestLab {
     /// With a real API server, the seeds' v1 manifests, and .100 in use.
-    fn cluster(agents: &[&str]) -> Self {
+    pub(super) fn cluster(agents: &[&str]) -> Self {
         let lab = Self::new();
         let options = UpOptions {
             manifests: vec![examples("v1")],
@@ -62,7 +62,7 @@ impl TestLab {
         (holder, other.unwrap())
     }
 
-    fn listen(&self) -> Listener {
+    pub(super) fn listen(&self) -> Listener {
         let router = Target::Router;
         // Of whoever says in ARP to have the address, and of whoever sends with it.
         let filter = format!("src host {FLOATING}");
@@ -99,13 +99,17 @@ impl TestLab {
         }
     }
 
+    /// The link-layer address of a node.
+    pub(super) fn mac(&self, node: &str) -> String {
+        let link = self.told(node, &["ip", "-o", "link", "show", "eth0"]);
+        let mac = link.split("link/ether ").nth(1).unwrap();
+        mac.split(' ').next().unwrap().to_owned()
+    }
+
     /// Who used the address, one after the other, as far as the router heard it.
     fn owners(&self, listener: &Listener) -> Vec<String> {
-        let nodes = ["worker1", "worker2", "control-plane"].map(|name| {
-            let link = self.told(name, &["ip", "-o", "link", "show", "eth0"]);
-            let mac = link.split("link/ether ").nth(1).unwrap();
-            (mac.split(' ').next().unwrap().to_owned(), name.to_owned())
-        });
+        let nodes = ["worker1", "worker2", "control-plane"];
+        let nodes = nodes.map(|name| (self.mac(name), name.to_owned()));
         let nodes = BTreeMap::from(nodes);
         let mut owners: Vec<String> = Vec::new();
         for line in listener.heard.lock().unwrap().iter() {
