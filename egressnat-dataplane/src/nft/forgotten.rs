@@ -12,6 +12,10 @@
 //! A new flow that has ended, by a reset of the server above all, expects no answers any more. A server that goes on with the old ones would
 //! begin a connection from outside then: its segments, which are of none, go nowhere.
 //!
+//! The pod's next packet may be on one processor while an answer is on another: between the end of the note and the moment when the kernel
+//! knows the new flow, that answer would begin one from outside, and the pod's packet would be dropped for it. So it is the answer that is
+//! dropped (set `begun`).
+//!
 //! Three chains do that. They are there only while answers are expected, as each packet of the node has to pass them.
 
 use std::ffi::CStr;
@@ -34,6 +38,9 @@ const BEGUN_ANEW: &CStr = c"begun_anew";
 
 /// How long an answer is expected after the one before: longer than a stream of UDP is tracked without a packet (2 minutes).
 const EXPECTED: Duration = Duration::from_secs(180);
+
+/// How long a flow may take to begin, from the end of its note on.
+const BEGINS: Duration = Duration::from_secs(1);
 
 /// `ct status confirmed`: not the first packet of a flow.
 const CT_STATUS_CONFIRMED: u32 = 1 << 3;
@@ -93,7 +100,7 @@ impl Forgotten {
 
 fn add_chains(ruleset: &Ruleset, batch: &mut Batch) {
     let family = ruleset.family();
-    let forgotten = SetName::Forgotten.as_cstr();
+    let [forgotten, begun] = [SetName::Forgotten, SetName::Begun].map(SetName::as_cstr);
     let table = Table::new(TABLE, family.into());
     let base = |named, hook, priority, batch: &mut Batch| {
         base_chain(named, &table, ChainType::Filter, hook, priority, batch)
@@ -104,9 +111,12 @@ fn add_chains(ruleset: &Ruleset, batch: &mut Batch) {
         RAW,
         batch,
     );
-    let (from, to) = (expr::source(family), expr::destination(family));
-    let ports = [expr::source_port(), expr::destination_port()];
-    let mut exprs = key(family, [from, to], ports);
+    let of_answer = || {
+        let addresses = [expr::source(family), expr::destination(family)];
+        let ports = [expr::source_port(), expr::destination_port()];
+        key(family, addresses, ports)
+    };
+    let mut exprs = of_answer();
     exprs.extend([
         expr::is_in(forgotten),
         expr::update(forgotten, EXPECTED),
@@ -146,17 +156,26 @@ fn add_chains(ruleset: &Ruleset, batch: &mut Batch) {
         batch.add(&rule(&astray, comment, &all), MsgType::Add);
     }
 
-    let mut unasked = vec![
-        expr::ct_state(),
-        expr::and(CT_NEW),
-        expr::is_not(&0u32.to_ne_bytes()),
-    ];
-    unasked.extend(begins_no_connection(family));
-    unasked.extend([expr::counter(), expr::drop_packet()]);
-    let comment = c"of a connection that has begun anew and ended";
-    batch.add(&rule(&astray, comment, &unasked), MsgType::Add);
+    let mut early = of_answer();
+    early.push(expr::is_in(begun));
+    for (exprs, comment) in [
+        (
+            begins_no_connection(family),
+            c"of a connection that has begun anew and ended",
+        ),
+        (early, c"an answer to a flow that is just beginning"),
+    ] {
+        let mut all = vec![
+            expr::ct_state(),
+            expr::and(CT_NEW),
+            expr::is_not(&0u32.to_ne_bytes()),
+        ];
+        all.extend(exprs);
+        all.extend([expr::counter(), expr::drop_packet()]);
+        batch.add(&rule(&astray, comment, &all), MsgType::Add);
+    }
 
-    let begun = base(
+    let begun_anew = base(
         (BEGUN_ANEW, c"after an edit: flows that begin anew"),
         Hook::PostRouting,
         AFTER_SRCNAT + 1,
@@ -177,9 +196,14 @@ fn add_chains(ruleset: &Ruleset, batch: &mut Batch) {
         expr::ct_reply_destination_port(),
     ];
     exprs.extend(key(family, addresses, ports));
-    exprs.push(expr::delete(forgotten));
+    // In this order: an answer finds one or the other.
+    exprs.extend([
+        expr::is_in(forgotten),
+        expr::update(begun, BEGINS),
+        expr::delete(forgotten),
+    ]);
     let comment = c"the pod has sent: answers belong to the new flow";
-    batch.add(&rule(&begun, comment, &exprs), MsgType::Add);
+    batch.add(&rule(&begun_anew, comment, &exprs), MsgType::Add);
 }
 
 /// Loads what the set has: who answers whom, over what, from which port to which.

@@ -51,11 +51,13 @@ pub(crate) enum SetName {
     Held,
     /// Answers to flows that were forgotten and have not begun again.
     Forgotten,
+    /// Those of them whose flow has begun again a moment ago.
+    Begun,
 }
 
 impl SetName {
     /// Those of the tables ip and ip6.
-    pub(super) const ALL: [SetName; 9] = [
+    pub(super) const ALL: [SetName; 10] = [
         SetName::PodRanges,
         SetName::InternalRanges,
         SetName::GuardRanges,
@@ -65,6 +67,7 @@ impl SetName {
         SetName::Fenced,
         SetName::Held,
         SetName::Forgotten,
+        SetName::Begun,
     ];
 
     /// Those of the table arp.
@@ -81,6 +84,7 @@ impl SetName {
             SetName::Fenced => c"fenced",
             SetName::Held => c"held",
             SetName::Forgotten => c"forgotten",
+            SetName::Begun => c"begun",
         }
     }
 
@@ -97,6 +101,7 @@ impl SetName {
             SetName::Forgotten => {
                 c"answers to flows that are decided anew with the pod's next packet"
             }
+            SetName::Begun => c"answers to flows that have begun anew a moment ago",
         }
     }
 
@@ -107,7 +112,9 @@ impl SetName {
             }
             SetName::FloatingIps | SetName::Translated | SetName::Fenced => 0,
             SetName::Held => libc::NFT_SET_TIMEOUT as u32,
-            SetName::Forgotten => (libc::NFT_SET_TIMEOUT | libc::NFT_SET_EVAL) as u32,
+            SetName::Forgotten | SetName::Begun => {
+                (libc::NFT_SET_TIMEOUT | libc::NFT_SET_EVAL) as u32
+            }
             SetName::EgressIps => libc::NFT_SET_MAP as u32,
         }
     }
@@ -148,7 +155,7 @@ impl Elements {
         let (key_type, key_length) = match name {
             SetName::EgressIps => (TYPE_MARK, WORD),
             SetName::Translated => (types(&[TYPE_MARK, address_type]), WORD + address_length),
-            SetName::Forgotten => {
+            SetName::Forgotten | SetName::Begun => {
                 let parts = [TYPE_INET_PROTO, TYPE_INET_SERVICE, TYPE_INET_SERVICE];
                 let key = [&[address_type; 2][..], &parts].concat();
                 (types(&key), 2 * address_length + parts.len() as u32 * WORD)
