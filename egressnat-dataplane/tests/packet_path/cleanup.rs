@@ -9,7 +9,7 @@ use egressnat_dataplane::{Attachment, cleanup};
 use crate::foreign::masquerades_at;
 use crate::ipv6;
 use crate::network::{FLOATING, Network, SERVER, eventually, plan, runtime};
-use crate::traffic::ask;
+use crate::traffic::{address, ask};
 
 /// Where the server answers with what it saw.
 const PORT: u16 = 5000;
@@ -154,13 +154,13 @@ fn filters_whose_pins_somebody_deleted_go_all_the_same_e46() {
 #[test]
 fn running_connections_are_bound_as_others_bind_them_after_a_cleanup_e46() {
     let network = Network::new();
-    network.mirror(PORT);
+    network.mirror(SERVER, PORT);
     for node in ["n1", "n2"] {
         network.load(node, &masquerades_at(100));
     }
     network.apply_all("n2");
     let pods = ["10.10.1.2", "10.10.2.2"];
-    let sockets = pods.map(|pod| network.udp(pod, 0, PORT));
+    let sockets = pods.map(|pod| network.udp(pod, 0, address(SERVER, PORT)));
     let mut inside = {
         network.serve("10.10.2.3", "10.10.2.3");
         network.connect("10.10.1.2", "10.10.2.3").unwrap()

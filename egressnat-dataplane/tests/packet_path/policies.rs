@@ -8,7 +8,7 @@ use egressnat_core::{NodePlan, Report};
 use egressnat_dataplane::{Counters, PolicyCounters};
 
 use crate::network::{FLOATING, Network, OTHER_SERVER, SERVER, eventually, planned, snapshot};
-use crate::traffic::ask;
+use crate::traffic::{address, ask};
 use crate::wire::Packet;
 
 const POD: &str = "10.10.1.2";
@@ -112,10 +112,10 @@ fn a_policys_connections_of_each_protocol_are_those_that_the_gateway_node_transl
     const INIT: [u8; 20] = [1, 0, 0, 20, 0, 0, 0, 7, 0, 1, 0, 0, 0, 1, 0, 1, 0, 0, 0, 1];
     let network = Network::new();
     network.apply_snapshot(&two_policies());
-    network.mirror(ECHO);
+    network.mirror(SERVER, ECHO);
     // Each flow has many packets, and counts once.
     for _ in 0..3 {
-        let socket = network.udp(POD, 0, ECHO);
+        let socket = network.udp(POD, 0, address(SERVER, ECHO));
         for _ in 0..4 {
             ask(&socket, 100);
         }
@@ -137,7 +137,7 @@ fn a_policys_connections_of_each_protocol_are_those_that_the_gateway_node_transl
     assert!(counted[0].sent.packets > 3 * 4 + 2 * 3, "{counted:?}");
 
     // Another agent goes on with the flows that are known.
-    let socket = network.udp(POD, 0, ECHO);
+    let socket = network.udp(POD, 0, address(SERVER, ECHO));
     ask(&socket, 100);
     network.apply_snapshot(&two_policies());
     ask(&socket, 100);
