@@ -38,6 +38,13 @@ impl Network {
         })
     }
 
+    /// Pods learn their gateways' link-layer addresses: what drops all would drop that question too, and nothing else would ever come.
+    fn meet_gateways(&self) {
+        for (pod, gateway) in PODS.into_iter().zip(["10.10.2.254", "10.10.1.254"]) {
+            assert!(self.is_pinged(pod, gateway), "{pod}");
+        }
+    }
+
     /// What each node counts as egress traffic: marked packets, packets out of the tunnel, packets with an address of ours.
     fn egress(&self) -> Vec<(u64, u64, String)> {
         let counted = |node: &str| {
@@ -60,6 +67,7 @@ impl Network {
 fn an_earlier_program_that_drops_wins_and_ours_never_sees_the_packet() {
     let network = Network::new();
     network.apply_all("n2");
+    network.meet_gateways();
     for order in [LinkOrder::first(), LinkOrder::last()] {
         let before = network.egress();
         let is_first = format!("{order:?}") == format!("{:?}", LinkOrder::first());
@@ -87,6 +95,7 @@ fn an_earlier_program_that_drops_wins_and_ours_never_sees_the_packet() {
 #[test]
 fn a_program_that_was_there_before_ours_stays_before_it() {
     let network = Network::new();
+    network.meet_gateways();
     let programs = ["n1", "n2"].map(|node| network.drop_all(node, "veth2", LinkOrder::default()));
     network.apply_all("n2");
     let before = network.egress();
