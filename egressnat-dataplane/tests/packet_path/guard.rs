@@ -16,7 +16,7 @@ fn seen(address: &str) -> Option<String> {
 }
 
 /// A node's plan that does not know a pod.
-pub(crate) fn without(mut plan: NodePlan, pod: &str) -> NodePlan {
+fn without(mut plan: NodePlan, pod: &str) -> NodePlan {
     plan.pods.remove(&pod.parse::<IpAddr>().unwrap());
     plan
 }

@@ -128,7 +128,7 @@ impl Network {
     }
 
     /// The IPv6 address and the routes of a pod that has a veth pair.
-    fn connect_pod6(&self, pod: &str) {
+    pub(crate) fn connect_pod6(&self, pod: &str) {
         let octets: Vec<&str> = pod.split('.').collect();
         let (node, veth) = (format!("n{}", octets[2]), format!("veth{}", octets[3]));
         let address = address6(pod);
@@ -167,7 +167,7 @@ impl Network {
     }
 
     /// Counts what comes to the server from another address than the floating IP.
-    fn watch_for_leaks6(&self) {
+    pub(crate) fn watch_for_leaks6(&self) {
         self.count6(
             "leaked",
             &format!("ip6 daddr {SERVER6} ip6 saddr != {FLOATING6}"),

@@ -8,9 +8,11 @@ use std::time::Duration;
 use egressnat_core::{NodePlan, PolicySetId, Resource};
 use egressnat_dataplane::Attachment;
 
-use crate::guard::{detach, without};
-use crate::network::{FLOATING, Network, OTHER_SERVER, SERVER, eventually, plan};
+use crate::guard::detach;
+use crate::ipv6::{FLOATING6, SERVER6};
+use crate::network::{FLOATING, Network, OTHER_SERVER, SERVER, Sender, eventually, plan};
 use crate::restart::Agent;
+use crate::side::{self, SIDES, Side};
 
 /// Between two datagrams: often enough to hit any gap of a millisecond.
 const PAUSE: Duration = Duration::from_micros(200);
@@ -24,14 +26,34 @@ pub(crate) fn rounds() -> usize {
 }
 
 impl Network {
-    fn translated(&self) -> u64 {
-        self.counted("out", "watch", "translated")
+    /// The families that somebody counts the leaks of.
+    fn watched(&self) -> Vec<&'static Side> {
+        let tables = self.exec("out", "nft list tables");
+        let is_watched = |side: &&Side| tables.contains(&format!("table {} watch", side.family()));
+        SIDES.iter().filter(is_watched).collect()
     }
 
-    /// Waits until traffic gets through with the floating IP.
+    /// Counts what comes to the servers of both families, with the floating IP and with another address.
+    fn watch_both(&self) {
+        self.watch_for_leaks();
+        self.watch_for_leaks6();
+        self.exec("out", "nft add counter ip6 watch translated");
+        self.exec(
+            "out",
+            &format!("nft add rule ip6 watch in ip6 daddr {SERVER6} ip6 saddr {FLOATING6} counter name translated"),
+        );
+    }
+
+    fn count_of(&self, side: &Side, counter: &str) -> u64 {
+        self.counted_in("out", &format!("{} watch", side.family()), counter)
+    }
+
+    /// Waits until traffic of each family gets through with the floating IP.
     fn until_translated(&self) {
-        let before = self.translated();
-        eventually(true, || self.translated() > before);
+        for side in self.watched() {
+            let before = self.count_of(side, "translated");
+            eventually(true, || self.count_of(side, "translated") > before);
+        }
     }
 
     /// Where a node pins what attaches a program to an interface.
@@ -42,30 +64,37 @@ impl Network {
     }
 
     fn assert_no_leak(&self, what: &str, round: usize) {
-        assert_eq!(self.leaked(), 0, "{what}, round {round}");
+        for side in self.watched() {
+            let leaked = self.count_of(side, "leaked");
+            assert_eq!(leaked, 0, "{what}, round {round}, {}", side.server);
+        }
     }
 }
 
+/// Sends to the servers of both families.
+fn send_both(network: &Network, pod: &str) -> [Sender; 2] {
+    [SERVER, SERVER6].map(|server| network.send_every(pod, server, PAUSE))
+}
+
 /// Nodes with a plan each, a pod of `n1` that sends without end, and nothing leaked so far.
-fn under_fire(holder: &str) -> (Network, crate::network::Sender) {
-    let network = Network::new();
-    network.apply_all(holder);
-    network.watch_for_leaks();
-    let sender = network.send_every("10.10.1.2", SERVER, PAUSE);
+fn under_fire(holder: &str) -> (Network, [Sender; 2]) {
+    let network = Network::held_by(holder);
+    network.watch_both();
+    let senders = send_both(&network, "10.10.1.2");
     network.until_translated();
-    (network, sender)
+    (network, senders)
 }
 
 #[test]
 fn nothing_leaks_while_the_tunnel_device_is_deleted_and_no_agent_runs() {
-    let (network, _sender) = under_fire("n2");
+    let (network, _senders) = under_fire("n2");
     for round in 0..rounds() {
         network.ip("n1", "link del egressnat0");
         let blocked = network.counted("n1", "egressnat", "no_tunnel");
         eventually(true, || {
             network.counted("n1", "egressnat", "no_tunnel") > blocked
         });
-        network.apply("n1", plan("n1", "n2"));
+        network.apply("n1", side::plan("n1", "n2"));
         network.until_translated();
         network.assert_no_leak("tunnel device deleted", round);
     }
@@ -73,13 +102,15 @@ fn nothing_leaks_while_the_tunnel_device_is_deleted_and_no_agent_runs() {
 
 #[test]
 fn nothing_leaks_while_others_take_away_rule_route_device_and_programs_under_an_agent() {
-    let (network, _sender) = under_fire("n2");
-    let keeper = network.keep("n1", network.config("n1"), plan("n1", "n2"));
+    let (network, _senders) = under_fire("n2");
+    let keeper = network.keep("n1", network.config("n1"), side::plan("n1", "n2"));
     let pin = network.link("n1", "steer", "veth2");
     for round in 0..rounds() {
         for (resource, command) in [
             (Resource::RoutingRule, "ip rule del priority 1190"),
+            (Resource::RoutingRule, "ip -6 rule del priority 1190"),
             (Resource::Route, "ip route flush table 1190"),
+            (Resource::Route, "ip -6 route flush table 1190"),
             (
                 Resource::Route,
                 "ip route add 8.8.8.8/32 via 192.168.1.254 table 1190",
@@ -106,11 +137,11 @@ fn nothing_leaks_while_others_take_away_rule_route_device_and_programs_under_an_
 fn nothing_leaks_while_others_take_programs_away_and_no_agent_runs() {
     // As `bpftool link detach` and as `tc filter del`, from a pod and from both sides of the tunnel.
     for attachment in [Attachment::Tcx, Attachment::Clsact] {
-        let mut network = Network::new();
+        let mut network = Network::dual_stack();
         network.attachment = attachment;
-        network.apply_all("n2");
-        network.watch_for_leaks();
-        let _senders = ["10.10.1.2", "10.10.2.2"].map(|pod| network.send_every(pod, SERVER, PAUSE));
+        network.apply_sides("n2");
+        network.watch_both();
+        let _senders = ["10.10.1.2", "10.10.2.2"].map(|pod| send_both(&network, pod));
         network.until_translated();
         let places = [
             ("n1", "veth2", "steer", "10.10.1.2"),
@@ -125,10 +156,12 @@ fn nothing_leaks_while_others_take_programs_away_and_no_agent_runs() {
                     }
                     _ => detach(&network.link(node, program, interface)),
                 }
-                eventually(None, || network.seen_by_udp(pod, SERVER));
+                for server in [SERVER, SERVER6] {
+                    eventually(None, || network.seen_by_udp(pod, server));
+                }
                 let what = format!("{program} of {node} taken away, {attachment:?}");
                 network.assert_no_leak(&what, round);
-                let report = network.apply(node, plan(node, "n2"));
+                let report = network.apply(node, side::plan(node, "n2"));
                 assert_eq!((report.changes, report.failures), (1, vec![]), "{what}");
                 network.until_translated();
                 network.assert_no_leak(&what, round);
@@ -139,9 +172,9 @@ fn nothing_leaks_while_others_take_programs_away_and_no_agent_runs() {
 
 #[test]
 fn nothing_leaks_while_others_flush_rules_and_delete_devices_of_the_gateway_node_under_an_agent() {
-    let (network, _sender) = under_fire("n2");
-    let _beside = network.send_every("10.10.2.2", SERVER, PAUSE);
-    let keeper = network.keep("n2", network.config("n2"), plan("n2", "n2"));
+    let (network, _senders) = under_fire("n2");
+    let _beside = send_both(&network, "10.10.2.2");
+    let keeper = network.keep("n2", network.config("n2"), side::plan("n2", "n2"));
     for round in 0..rounds() {
         network.exec("n2", "nft flush ruleset");
         network.until_translated();
@@ -149,6 +182,10 @@ fn nothing_leaks_while_others_flush_rules_and_delete_devices_of_the_gateway_node
         for (resource, command) in [
             (Resource::Device, "ip link del egressnat0"),
             (Resource::Address, "ip addr del 192.168.1.100/32 dev eth0"),
+            (
+                Resource::Address,
+                "ip addr del fd00:192:168:1::100/128 dev eth0",
+            ),
         ] {
             network.exec("n2", command);
             keeper.wait_for(resource);
@@ -160,7 +197,7 @@ fn nothing_leaks_while_others_flush_rules_and_delete_devices_of_the_gateway_node
 
 #[test]
 fn nothing_leaks_while_the_agent_is_frozen_and_others_take_away_what_it_keeps() {
-    let (network, _sender) = under_fire("n2");
+    let (network, _senders) = under_fire("n2");
     let mut agent = Agent::start(&network, "n1", "n2");
     assert_eq!(agent.applied(), [0, 0]);
     let pin = network.link("n1", "steer", "veth2");
@@ -187,7 +224,7 @@ fn nothing_leaks_while_the_agent_is_frozen_and_others_take_away_what_it_keeps() 
 #[test]
 fn nothing_leaks_while_the_gateway_vanishes_and_comes_back() {
     for holder in ["n2", "n1"] {
-        let (network, _sender) = under_fire(holder);
+        let (network, _senders) = under_fire(holder);
         let port = format!("link set p{holder}");
         for round in 0..rounds() {
             network.ip("lan", &format!("{port} down"));
@@ -204,15 +241,18 @@ fn nothing_leaks_while_the_gateway_vanishes_and_comes_back() {
 
 #[test]
 fn nothing_leaks_while_policies_are_created_and_edited_under_traffic() {
-    let (network, _sender) = under_fire("n2");
+    let (network, _senders) = under_fire("n2");
+    // Of IPv4 other ranges, of IPv6 the same as ever.
     let edited = |prefixes: &[&str]| {
-        let mut edited = plan("n1", "n2");
+        let mut edited = side::plan("n1", "n2");
         let (set, steering) = {
-            let ((set, _), steering) = edited.destinations.iter().next().unwrap();
+            let ((set, _), steering) = edited.destinations.first_key_value().unwrap();
             (*set, *steering)
         };
-        edited.destinations.clear();
-        edited.guard_ranges.clear();
+        edited
+            .destinations
+            .retain(|(_, prefix), _| prefix.addr().is_ipv6());
+        edited.guard_ranges.retain(|range| range.addr().is_ipv6());
         for prefix in prefixes {
             let prefix = prefix.parse().unwrap();
             edited.destinations.insert((set, prefix), steering);
@@ -241,7 +281,7 @@ fn nothing_leaks_while_policies_are_created_and_edited_under_traffic() {
             edited(&["8.8.8.8/32", "9.9.9.0/24"]),
             other_set(edited(&["8.8.8.8/32"])),
             edited(&["8.8.0.0/16"]),
-            plan("n1", "n2"),
+            side::plan("n1", "n2"),
         ] {
             assert_eq!(network.apply("n1", next).failures, []);
             network.until_translated();
@@ -268,9 +308,8 @@ fn nothing_leaks_after_a_reboot_before_the_first_plan() {
         eventually(true, || network.undecided() > 100);
         let seen = network.seen_by_tcp("10.10.1.3", OTHER_SERVER);
         assert_eq!(seen.as_deref(), Some("192.168.1.1"));
-        let before = network.translated();
         let keeper = network.keep("n1", config.clone(), plan("n1", "n2"));
-        eventually(true, || network.translated() > before);
+        network.until_translated();
         network.assert_no_leak("reboot", round);
         drop((sender, keeper));
     }
@@ -313,26 +352,34 @@ fn a_service_that_leads_to_a_strict_destination_is_blocked_for_selected_pods_onl
 
 #[test]
 fn a_pod_that_sends_from_its_first_instruction_does_not_leak_in_many_rounds() {
-    let mut network = Network::new();
-    network.apply_all("n2");
-    network.watch_for_leaks();
+    let mut network = Network::held_by("n2");
+    network.watch_both();
     let pod = "10.10.1.4";
-    let address: IpAddr = pod.parse().unwrap();
-    let set = plan("n1", "n2").pods[&IpAddr::from([10, 10, 1, 2])];
+    let own = SIDES
+        .each_ref()
+        .map(|side| side.pod(pod).parse::<IpAddr>().unwrap());
+    let set = side::plan("n1", "n2").pods[&IpAddr::from([10, 10, 1, 2])];
     network.add_namespace(pod);
     for round in 0..rounds() {
-        let sender = network.send_every(pod, SERVER, PAUSE);
+        let senders = send_both(&network, pod);
+        let undecided = |side: &Side| {
+            network.counted_in("n1", &format!("{} egressnat", side.family()), "undecided")
+        };
+        let before = SIDES.each_ref().map(undecided);
         network.connect_pod(pod);
-        let undecided = network.undecided();
-        eventually(true, || network.undecided() > undecided);
-        let mut wanted = plan("n1", "n2");
-        wanted.pods.insert(address, set);
-        assert_eq!(network.apply("n1", wanted.clone()).failures, []);
+        network.connect_pod6(pod);
+        for (side, before) in SIDES.iter().zip(before) {
+            eventually(true, || undecided(side) > before);
+        }
+        let unselected = side::plan("n1", "n2");
+        let mut wanted = unselected.clone();
+        wanted.pods.extend(own.map(|address| (address, set)));
+        assert_eq!(network.apply("n1", wanted).failures, []);
         network.until_translated();
         network.assert_no_leak("first instruction", round);
-        drop(sender);
+        drop(senders);
         network.ip("n1", "link del veth4");
-        network.apply("n1", without(wanted, pod));
+        network.apply("n1", unselected);
     }
 }
 

@@ -14,6 +14,7 @@ use egressnat_dataplane::{Config, Dataplane};
 
 use crate::leaks::rounds;
 use crate::network::{FLOATING, Network, SERVER, eventually, plan, runtime};
+use crate::side;
 
 /// Nobody answers there, so that all that is measured is one way.
 const PORT: u16 = 9;
@@ -36,7 +37,7 @@ fn agent_process() {
     runtime().block_on(async {
         let mut dataplane = Dataplane::open(config).await.unwrap();
         loop {
-            let report = dataplane.apply(&plan(&node, &holder)).await;
+            let report = dataplane.apply(&side::plan(&node, &holder)).await;
             let (changes, failures) = (report.changes, report.failures.len());
             writeln!(std::io::stdout(), "applied {changes} {failures}").unwrap();
             dataplane.changed().await;
@@ -192,8 +193,7 @@ impl Network {
 
 #[test]
 fn an_agent_that_is_killed_again_and_again_loses_nothing_and_rewrites_nothing() {
-    let network = Network::new();
-    network.apply_all("n2");
+    let network = Network::held_by("n2");
     network.sink();
     let mut agents = ["n1", "n2"].map(|node| Some(Agent::start(&network, node, "n2")));
     for agent in agents.iter_mut().flatten() {
