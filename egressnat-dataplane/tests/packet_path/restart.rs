@@ -1,7 +1,6 @@
 //! E45: an agent that is killed and started again loses no packet, and writes nothing that is right.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, UdpSocket};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -13,8 +12,9 @@ use aya::maps::{Map, MapData};
 use egressnat_dataplane::{Config, Dataplane};
 
 use crate::leaks::rounds;
-use crate::network::{FLOATING, Network, SERVER, eventually, plan, runtime};
-use crate::side;
+use crate::network::{FLOATING, Network, eventually, plan, runtime};
+use crate::side::{self, SIDES, Side};
+use crate::traffic::address;
 
 /// Nobody answers there, so that all that is measured is one way.
 const PORT: u16 = 9;
@@ -118,7 +118,10 @@ impl Drop for Agent {
     }
 }
 
-/// Sends 10,000 datagrams a second, and counts them.
+/// How many datagrams a stream sends a second.
+const RATE: u64 = 10_000;
+
+/// Sends datagrams, and counts them.
 struct Stream {
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
@@ -126,9 +129,8 @@ struct Stream {
 }
 
 impl Stream {
-    fn start(network: &Network, from: &str) -> Self {
-        let socket = network.enter(from, || UdpSocket::bind("0.0.0.0:0").unwrap());
-        let to = SocketAddr::new(SERVER.parse().unwrap(), PORT);
+    fn start(network: &Network, side: &Side, from: &str, rate: u64) -> Self {
+        let socket = network.udp(from, 0, address(side.server, PORT));
         let (stop, sent) = (
             Arc::new(AtomicBool::new(false)),
             Arc::new(AtomicU64::new(0)),
@@ -138,10 +140,10 @@ impl Stream {
             let start = Instant::now();
             while !is_over.load(Ordering::Relaxed) {
                 // As many as are due by now, never more than ten at once.
-                let due = start.elapsed().as_micros() as u64 / 100;
+                let due = start.elapsed().as_micros() as u64 * rate / 1_000_000;
                 let late = due.saturating_sub(counted.load(Ordering::Relaxed));
                 for _ in 0..late.min(10) {
-                    socket.send_to(b"?", to).unwrap();
+                    socket.send(b"?").unwrap();
                     counted.fetch_add(1, Ordering::Relaxed);
                 }
                 thread::sleep(Duration::from_micros(500));
@@ -170,59 +172,75 @@ impl Drop for Stream {
 
 impl Network {
     /// Counts the datagrams of a stream at the server, by whether they have the floating IP.
-    fn sink(&self) {
+    fn sink(&self, side: &Side) {
+        let (family, floating) = (side.family(), side.floating);
         // What is counted needs no answer, not even that there is nobody.
         for command in [
-            "add table ip sink".to_owned(),
-            "add chain ip sink in { type filter hook prerouting priority -300 ; }".to_owned(),
-            "add counter ip sink translated".to_owned(),
-            "add counter ip sink other".to_owned(),
+            format!("add table {family} sink"),
+            format!("add chain {family} sink in {{ type filter hook prerouting priority -300 ; }}"),
+            format!("add counter {family} sink translated"),
+            format!("add counter {family} sink other"),
             format!(
-                "add rule ip sink in ip saddr {FLOATING} udp dport {PORT} counter name translated drop"
+                "add rule {family} sink in {family} saddr {floating} udp dport {PORT} counter name translated drop"
             ),
-            format!("add rule ip sink in udp dport {PORT} counter name other drop"),
+            format!("add rule {family} sink in udp dport {PORT} counter name other drop"),
         ] {
             self.exec("out", &format!("nft {command}"));
         }
     }
 
-    fn arrived(&self) -> u64 {
-        self.counted("out", "sink", "translated")
+    fn sunk(&self, side: &Side, counter: &str) -> u64 {
+        self.counted_in("out", &format!("{} sink", side.family()), counter)
+    }
+
+    fn arrived(&self, side: &Side) -> u64 {
+        self.sunk(side, "translated")
+    }
+
+    /// Waits for all of a stream, none of which has another address, and gives how many there were.
+    fn finish(&self, side: &Side, stream: Stream) -> u64 {
+        let sent = stream.finish();
+        eventually(sent, || self.arrived(side));
+        assert_eq!(self.sunk(side, "other"), 0);
+        sent
     }
 }
 
 #[test]
 fn an_agent_that_is_killed_again_and_again_loses_nothing_and_rewrites_nothing() {
     let network = Network::held_by("n2");
-    network.sink();
+    for side in &SIDES {
+        network.sink(side);
+    }
     let mut agents = ["n1", "n2"].map(|node| Some(Agent::start(&network, node, "n2")));
     for agent in agents.iter_mut().flatten() {
         assert_eq!(agent.applied(), [0, 0]);
     }
     let start = Instant::now();
-    let stream = Stream::start(&network, "10.10.1.2");
+    let streams = SIDES.each_ref().map(|side| {
+        // Half for each family.
+        (side, Stream::start(&network, side, "10.10.1.2", RATE / 2))
+    });
     for restart in 0..rounds() {
         for (node, agent) in ["n1", "n2"].into_iter().zip(&mut agents) {
-            let before = network.arrived();
+            let before = SIDES.each_ref().map(|side| network.arrived(side));
             let said = agent.take().unwrap().kill();
-            assert!(!said.contains("applied 1"), "{said}");
+            let mut applied = said.lines().filter(|line| line.contains("applied "));
+            assert!(applied.all(|line| line.ends_with("applied 0 0")), "{said}");
             let mut next = Agent::start(&network, node, "n2");
             assert_eq!(next.applied(), [0, 0], "{node}, restart {restart}");
             *agent = Some(next);
-            eventually(true, || network.arrived() > before + 100);
+            for (side, before) in SIDES.iter().zip(before) {
+                eventually(true, || network.arrived(side) > before + 100);
+            }
         }
     }
-    let sent = stream.finish();
-    eventually(sent, || network.arrived());
-    assert_eq!(network.counted("out", "sink", "other"), 0);
-    assert_eq!(
-        network.policy("egress").sent.packets,
-        sent,
-        "one count through all runs"
-    );
+    let elapsed = start.elapsed();
+    let sent = streams.map(|(side, stream)| network.finish(side, stream));
+    let counted = ["egress", "egress6"].map(|policy| network.policy(policy).sent.packets);
+    assert_eq!(counted, sent, "one count through all runs");
     eprintln!(
-        "{sent} sent in {:?}, all of them translated, {} kills of each of two agents",
-        start.elapsed(),
+        "{sent:?} sent in {elapsed:?}, all of them translated, {} kills of each of two agents",
         rounds()
     );
 }
@@ -231,7 +249,8 @@ fn an_agent_that_is_killed_again_and_again_loses_nothing_and_rewrites_nothing() 
 fn a_table_of_an_older_layout_is_taken_over_under_traffic_with_its_deadlines() {
     let network = Network::new();
     network.apply_all("n2");
-    network.sink();
+    let side = &SIDES[0];
+    network.sink(side);
     let address = FLOATING.parse().unwrap();
     network.open("n2", async move |dataplane| {
         let deadline = Instant::now() + Duration::from_secs(60);
@@ -253,19 +272,17 @@ fn a_table_of_an_older_layout_is_taken_over_under_traffic_with_its_deadlines() {
         let ruleset = format!("delete table ip egressnat\n{before}{after}");
         network.load(node, &ruleset);
     }
-    let stream = Stream::start(&network, "10.10.1.2");
-    eventually(true, || network.arrived() > 1000);
+    let stream = Stream::start(&network, side, "10.10.1.2", RATE);
+    eventually(true, || network.arrived(side) > 1000);
     for node in ["n1", "n2"] {
         let report = network.apply(node, plan(node, "n2"));
         assert_eq!((report.changes, report.failures), (1, vec![]), "{node}");
         let table = network.exec(node, "nft list table ip egressnat");
         assert!(table.contains("chain input") && !table.contains("older"));
     }
-    let before = network.arrived();
-    eventually(true, || network.arrived() > before + 1000);
-    let sent = stream.finish();
-    eventually(sent, || network.arrived());
-    assert_eq!(network.counted("out", "sink", "other"), 0);
+    let before = network.arrived(side);
+    eventually(true, || network.arrived(side) > before + 1000);
+    network.finish(side, stream);
     let held = network.exec("n2", "nft list set ip egressnat held");
     assert!(held.contains(&format!("{FLOATING} timeout")), "{held}");
 }
@@ -277,7 +294,8 @@ type DestinationKey = [u8; 8];
 fn destinations_of_a_release_that_counted_no_policies_are_taken_over_under_traffic() {
     let network = Network::new();
     network.apply_all("n2");
-    network.sink();
+    let side = &SIDES[0];
+    network.sink(side);
     // As that release wrote them: without a policy, and all bits for what is dropped.
     let pins = network.pins("n1").join("v1");
     let map = Map::LpmTrie(MapData::from_pin(pins.join("destinations")).unwrap());
@@ -295,15 +313,13 @@ fn destinations_of_a_release_that_counted_no_policies_are_taken_over_under_traff
     for map in ["policy_names", "policy_traffic"] {
         std::fs::remove_file(pins.join(map)).unwrap();
     }
-    let stream = Stream::start(&network, "10.10.1.2");
-    eventually(true, || network.arrived() > 1000);
+    let stream = Stream::start(&network, side, "10.10.1.2", RATE);
+    eventually(true, || network.arrived(side) > 1000);
     let report = network.apply("n1", plan("n1", "n2"));
     assert_eq!((report.changes, report.failures), (decided, vec![]));
     let before = network.policy("egress").sent.packets;
     eventually(true, || {
         network.policy("egress").sent.packets > before + 1000
     });
-    let sent = stream.finish();
-    eventually(sent, || network.arrived());
-    assert_eq!(network.counted("out", "sink", "other"), 0);
+    network.finish(side, stream);
 }
