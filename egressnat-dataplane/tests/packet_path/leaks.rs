@@ -9,7 +9,7 @@ use egressnat_core::{NodePlan, PolicySetId, Resource};
 use egressnat_dataplane::Attachment;
 
 use crate::guard::detach;
-use crate::ipv6::{FLOATING6, SERVER6};
+use crate::ipv6::{FLOATING6, NODES, SERVER6};
 use crate::network::{FLOATING, Network, OTHER_SERVER, SERVER, Sender, eventually, plan};
 use crate::restart::Agent;
 use crate::side::{self, SIDES, Side};
@@ -37,6 +37,12 @@ impl Network {
     fn watch_both(&self) {
         self.watch_for_leaks();
         self.watch_for_leaks6();
+        // What a node says of itself about an answer that it can bring to nobody, as its pod is gone.
+        let errors = format!(
+            "ip6 saddr {{ {} }} icmpv6 type {{ 1, 2, 3, 4 }} accept",
+            NODES.join(", ")
+        );
+        self.exec("out", &format!("nft insert rule ip6 watch in {errors}"));
         self.exec("out", "nft add counter ip6 watch translated");
         self.exec(
             "out",
