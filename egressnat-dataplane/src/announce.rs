@@ -60,6 +60,11 @@ impl Announcer {
         })
     }
 
+    /// Announces by another link-layer address from now on.
+    pub(crate) fn follow(&mut self, mac: [u8; 6]) {
+        self.mac = mac;
+    }
+
     /// Announces `address` now and a few times more.
     pub(crate) fn announce(&mut self, address: IpAddr) {
         self.withdraw(address);

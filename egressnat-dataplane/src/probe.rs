@@ -155,6 +155,14 @@ impl Prober {
         })
     }
 
+    /// Notes that the interface has another link-layer address now.
+    pub(crate) fn follow(&mut self, mac: [u8; 6]) {
+        self.mac = Mac(mac);
+        for socket in self.sockets() {
+            socket.set_mac(self.mac);
+        }
+    }
+
     /// Waits until somebody claims an address that is held here, or until one that somebody has wants to be tried again. Cancel
     /// safe.
     pub(crate) async fn changed(&self) {

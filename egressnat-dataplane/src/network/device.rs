@@ -14,6 +14,29 @@ use crate::family::Family;
 const NO_CONTROLLER: u32 = 0;
 
 impl Network {
+    /// Reads the uplink's link-layer address again, which a bond changes with its port, or somebody else; the tunnel device's follows it.
+    /// Returns whether it is another.
+    pub(crate) async fn follow_mac(
+        &self,
+        config: &Config,
+        uplink: &mut Uplink,
+    ) -> Result<bool, NetworkError> {
+        let link = self.link(&uplink.name).await?;
+        let mac = link.as_ref().and_then(mac_of).unwrap_or(uplink.mac);
+        if std::mem::replace(&mut uplink.mac, mac) == mac {
+            return Ok(false);
+        }
+        let name = &config.tunnel_device;
+        if let Some(tunnel) = self.link(name).await? {
+            let message = LinkMessageBuilder::<LinkUnspec>::default()
+                .index(tunnel.header.index)
+                .address(tunnel_mac(mac).to_vec());
+            let set = self.handle.link().set(message.build()).execute().await;
+            set.map_err(failed(format!("set the MAC address of {name}")))?;
+        }
+        Ok(true)
+    }
+
     /// Gives the tunnel device the settings that it was made with, as far as it has others. Returns what it had.
     pub(super) async fn mend(
         &self,
@@ -93,4 +116,13 @@ impl Network {
         link.header.flags.remove(LinkFlags::Up);
         Ok(Some((link, had)))
     }
+}
+
+fn mac_of(link: &LinkMessage) -> Option<[u8; 6]> {
+    link.attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            LinkAttribute::Address(bytes) => bytes.as_slice().try_into().ok(),
+            _ => None,
+        })
 }

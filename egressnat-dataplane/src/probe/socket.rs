@@ -5,6 +5,7 @@ use std::io;
 use std::mem::size_of_val;
 use std::net::IpAddr;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::sync::{Mutex, PoisonError};
 
 use nix::sys::socket::{MsgFlags, recv};
 use tokio::io::unix::AsyncFd;
@@ -42,7 +43,8 @@ pub(super) struct Socket {
     fd: AsyncFd<OwnedFd>,
     family: Family,
     ifindex: u32,
-    mac: Mac,
+    /// The interface's, which may change: by it an answer finds back, and what this node says itself is known.
+    mac: Mutex<Mac>,
     nonce: Nonce,
 }
 
@@ -83,7 +85,7 @@ impl Socket {
             fd,
             family,
             ifindex,
-            mac,
+            mac: Mutex::new(mac),
             nonce,
         })
     }
@@ -93,19 +95,24 @@ impl Socket {
     }
 
     pub(super) fn mac(&self) -> Mac {
-        self.mac
+        *self.mac.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes that the interface has another link-layer address now.
+    pub(super) fn set_mac(&self, mac: Mac) {
+        *self.mac.lock().unwrap_or_else(PoisonError::into_inner) = mac;
     }
 
     /// Asks who has an address.
     pub(super) fn ask(&self, address: IpAddr, purpose: Purpose) -> io::Result<()> {
         let frame = match address {
-            IpAddr::V4(address) => arp::probe(self.mac, address, purpose),
+            IpAddr::V4(address) => arp::probe(self.mac(), address, purpose),
             IpAddr::V6(address) => {
                 let tag = match purpose {
                     Purpose::Take => Tag::Absent,
                     Purpose::GiveUp => Tag::Present,
                 };
-                solicitation(self.mac.0, address, self.nonce, tag)
+                solicitation(self.mac().0, address, self.nonce, tag)
             }
         };
         send(self.fd.get_ref(), self.ifindex, &frame)

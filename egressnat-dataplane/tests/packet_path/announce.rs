@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use crate::ipv6::{self, FLOATING6};
-use crate::network::{FLOATING, Network, eventually, plan};
+use crate::ipv6::{self, FLOATING6, SERVER6};
+use crate::network::{FLOATING, Network, SERVER, eventually, plan};
 
 /// How often each announcement is sent: at once and within three seconds.
 const TIMES: u64 = 5;
@@ -52,7 +52,6 @@ fn a_floating_ip_is_announced_again_and_again_so_that_who_missed_it_learns_it() 
         let old = format!("neigh replace {floating} lladdr 02:00:00:00:00:99 dev eth0 nud stale");
         network.ip("out", &old);
     }
-    assert!(neighbors().iter().all(|entry| entry.contains("00:99")));
     let mac = network.mac("n1");
     eventually([true, true], || {
         neighbors().map(|entry| entry.contains(&mac))
@@ -75,4 +74,27 @@ fn an_address_that_was_given_away_is_announced_no_more() {
     assert!(replies > 0 && replies < TIMES, "{replies}");
     // The question by which it is given up looks like one of them.
     assert!(requests <= replies + 1, "{requests} {replies}");
+}
+
+#[test]
+fn neighbors_are_told_when_the_uplink_has_another_mac_address() {
+    const OTHER: &str = "02:00:00:00:00:42";
+    let network = Network::dual_stack();
+    network.apply("n2", ipv6::plan("n2", "n1"));
+    let _keeper = network.keep("n1", network.config("n1"), ipv6::plan("n1", "n1"));
+    let seen = || [SERVER, SERVER6].map(|server| network.seen_by_tcp("10.10.1.2", server));
+    let floating = [FLOATING, FLOATING6].map(|address| Some(address.to_owned()));
+    assert_eq!(seen(), floating);
+    network.count_announcements();
+    // As a bond does when its port fails.
+    network.ip("n1", &format!("link set eth0 address {OTHER}"));
+    eventually([true; 2], || {
+        [FLOATING, FLOATING6].map(|ip| {
+            network
+                .ip("out", &format!("neigh show {ip}"))
+                .contains(OTHER)
+        })
+    });
+    assert!(network.announced().iter().all(|count| *count > 0));
+    assert_eq!(seen(), floating);
 }
