@@ -42,7 +42,10 @@ const SOLICITATION: u8 = 135;
 pub(super) const CARRY_MARGIN: Duration = Duration::from_millis(300);
 
 /// Addresses of a family with the time that is left to them, for a table that takes the place of another.
-pub(super) fn carried(family: Family, deadlines: BTreeMap<IpAddr, Duration>) -> Elements {
+pub(super) fn carried(
+    family: impl Into<ProtoFamily>,
+    deadlines: BTreeMap<IpAddr, Duration>,
+) -> Elements {
     let left =
         |(address, time): (IpAddr, Duration)| Some((address, time.checked_sub(CARRY_MARGIN)?));
     let usable = deadlines.into_iter().filter_map(left);
@@ -55,7 +58,8 @@ pub(super) fn carried(family: Family, deadlines: BTreeMap<IpAddr, Duration>) -> 
 }
 
 /// Ends the use of all fenced addresses of a family until their next deadline is told.
-pub(super) fn let_go(owner: &Owner, family: Family) -> Result<(), NftError> {
+pub(super) fn let_go(owner: &Owner, family: impl Into<ProtoFamily>) -> Result<(), NftError> {
+    let family = family.into();
     let held = query::addresses(family, SetName::Held)?.into_iter();
     let mut batch = Batch::new();
     held.fold(Elements::of(family, SetName::Held), Elements::address)
@@ -200,7 +204,7 @@ impl Fence {
         Self::ensure_arp(owner)
     }
 
-    /// Makes the table for ARP, unless it is there. Returns whether it was made.
+    /// Makes the table for ARP, unless it is there, with the deadlines that the one of IPv4 has. Returns whether it was made.
     fn ensure_arp(owner: &mut Owner) -> Result<bool, NftError> {
         let layout = query::comment_userdata(COMMENT);
         let present = match owner.look(ProtoFamily::Arp, &layout)? {
@@ -214,7 +218,10 @@ impl Fence {
         let fenced = query::addresses(Family::Ipv4, SetName::Fenced)?.into_iter();
         let none = Elements::of(ProtoFamily::Arp, SetName::Fenced);
         let fenced = fenced.fold(none, Elements::address);
-        owner.make(present.as_ref(), &layout, "table arp egressnat", |owner| {
+        let start = Instant::now();
+        let held = carried(ProtoFamily::Arp, Self::deadlines(Family::Ipv4)?);
+        let what = "table arp egressnat";
+        let made = owner.make(present.as_ref(), &layout, what, |owner| {
             let mut batch = Batch::new();
             if present.is_some() {
                 batch.add(&owner.named(ProtoFamily::Arp, &[]), MsgType::Del);
@@ -222,8 +229,14 @@ impl Fence {
             batch.add(&owner.named(ProtoFamily::Arp, &layout), MsgType::Add);
             declare_arp(&mut batch);
             fenced.add_to(&mut batch, Change::Add);
+            held.add_to(&mut batch, Change::Add);
             batch.finalize()
-        })
+        })?;
+        // As of a table of IPv4: had we been frozen on the way, a deadline would be too late.
+        if start.elapsed() > CARRY_MARGIN {
+            let_go(owner, ProtoFamily::Arp)?;
+        }
+        Ok(made)
     }
 
     /// Removes the table for ARP. Returns whether there was one.

@@ -165,6 +165,25 @@ fn the_deadlines_of_many_floating_ips_move_together() {
 }
 
 #[test]
+fn a_table_for_arp_that_takes_the_place_of_another_has_its_deadlines() {
+    let network = Network::new();
+    network.apply_all("n2");
+    network.hold_for(Duration::from_secs(60));
+    let held = || network.exec("n2", "nft list set arp egressnat held");
+    assert!(held().contains(FLOATING), "{}", held());
+    network.exec("n2", "nft delete table arp egressnat");
+    network.apply("n2", plan("n2", "n2"));
+    assert!(
+        held().contains(&format!("{FLOATING} timeout")),
+        "{}",
+        held()
+    );
+    // Whoever asks for it now is answered.
+    network.ip("out", "neigh flush dev eth0");
+    assert_eq!(network.seen_by_udp(PODS[0], SERVER), seen());
+}
+
+#[test]
 fn the_fence_goes_with_the_floating_ip_and_with_cleanup() {
     let network = Network::new();
     network.apply_all("n2");
