@@ -14,6 +14,7 @@ mod observe;
 mod reboot;
 mod restoration;
 mod tables;
+mod uplink;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -105,6 +106,7 @@ pub struct Dataplane {
     handover: Handover,
     leftovers: Leftovers,
     prober: Prober,
+    segment: Segment,
     steered: BTreeSet<u32>,
     /// Those with a table: IPv4, and IPv6 since a plan first asked for it.
     families: BTreeSet<Family>,
@@ -180,6 +182,7 @@ impl Dataplane {
         let announcer = Announcer::open(uplink.index, uplink.mac)?;
         let handover = Handover::of(network.handover_settings(&uplink.name, uplink.index)).await;
         let prober = Prober::open(uplink.index, uplink.mac)?;
+        let segment = Segment::new(prober.ears(), network.neighbors(uplink.index));
         Ok(Self {
             config,
             nft,
@@ -194,6 +197,7 @@ impl Dataplane {
             handover,
             leftovers: Leftovers::default(),
             prober,
+            segment,
             steered,
             families,
             steers: BTreeSet::new(),
@@ -237,8 +241,7 @@ impl Dataplane {
 
     /// The other hosts on the uplink's segment, to be asked also while a plan is being applied.
     pub fn segment(&self) -> Segment {
-        let neighbors = self.network.neighbors(self.uplink.index);
-        Segment::new(self.prober.ears(), neighbors)
+        self.segment.clone()
     }
 
     /// Waits until the plan wants to be applied again: links, addresses, routes or rules of the namespace changed, or somebody

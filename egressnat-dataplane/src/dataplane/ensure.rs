@@ -53,7 +53,7 @@ impl Dataplane {
                     .for_each(|map| wrote(report, true, Resource::Map, map)),
                 Err(error) => fail(report, "pinned eBPF maps", &error),
             }
-            self.follow_mac(report).await;
+            self.follow_uplink(doubts, report).await;
             let before = report.restored.len();
             self.ensure_tunnel(had_ipv6, report).await;
             // Made for the first time, it is not restored.
@@ -76,24 +76,6 @@ impl Dataplane {
                 wrote(report, true, Resource::Address, &object);
             }),
             Err(error) => fail(report, "floating IPs that others altered", &error),
-        }
-    }
-
-    /// Neighbors know floating IPs by the uplink's link-layer address: where that changes, they are told.
-    async fn follow_mac(&mut self, report: &mut Report) {
-        let followed = self.network.follow_mac(&self.config, &mut self.uplink);
-        match followed.await {
-            Ok(false) => {}
-            Ok(true) => {
-                let mac = self.uplink.mac;
-                self.announcer.follow(mac);
-                self.prober.follow(mac);
-                let floating = self.kept.plan.floating_ips.iter();
-                for address in floating.filter(|address| self.kept.is_whole(**address)) {
-                    self.announcer.announce(*address);
-                }
-            }
-            Err(error) => fail(report, "the uplink", &error),
         }
     }
 

@@ -13,18 +13,36 @@ use crate::family::Family;
 /// No bridge or bond that an interface is a port of.
 const NO_CONTROLLER: u32 = 0;
 
+/// What became of the uplink since it was read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Followed {
+    /// It is as it was.
+    Same,
+    /// It has another MAC address.
+    OtherMac,
+    /// It is another interface with the same name: to be read as a whole.
+    MadeAnew,
+}
+
 impl Network {
     /// Reads the uplink's link-layer address again, which a bond changes with its port, or somebody else; the tunnel device's follows it.
-    /// Returns whether it is another.
-    pub(crate) async fn follow_mac(
+    ///
+    /// # Errors
+    ///
+    /// There is no uplink now, or the kernel does not tell.
+    pub(crate) async fn follow(
         &self,
         config: &Config,
         uplink: &mut Uplink,
-    ) -> Result<bool, NetworkError> {
+    ) -> Result<Followed, NetworkError> {
         let link = self.link(&uplink.name).await?;
-        let mac = link.as_ref().and_then(mac_of).unwrap_or(uplink.mac);
+        let link = link.ok_or_else(|| NetworkError::NoInterface(uplink.name.clone()))?;
+        if link.header.index != uplink.index {
+            return Ok(Followed::MadeAnew);
+        }
+        let mac = mac_of(&link).unwrap_or(uplink.mac);
         if std::mem::replace(&mut uplink.mac, mac) == mac {
-            return Ok(false);
+            return Ok(Followed::Same);
         }
         let name = &config.tunnel_device;
         if let Some(tunnel) = self.link(name).await? {
@@ -34,7 +52,7 @@ impl Network {
             let set = self.handle.link().set(message.build()).execute().await;
             set.map_err(failed(format!("set the MAC address of {name}")))?;
         }
-        Ok(true)
+        Ok(Followed::OtherMac)
     }
 
     /// Gives the tunnel device the settings that it was made with, as far as it has others. Returns what it had.

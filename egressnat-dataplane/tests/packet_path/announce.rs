@@ -98,3 +98,47 @@ fn neighbors_are_told_when_the_uplink_has_another_mac_address() {
     assert!(network.announced().iter().all(|count| *count > 0));
     assert_eq!(seen(), floating);
 }
+
+#[test]
+fn an_uplink_that_is_made_anew_has_its_floating_ips_again() {
+    let network = Network::new();
+    network.apply("n2", plan("n2", "n1"));
+    let lan = network.namespace("lan");
+    let make_anew = network.outside("n1", move |run| {
+        run("ip link del eth0");
+        run(&format!(
+            "ip link add eth0 type veth peer name pn1 netns {lan}"
+        ));
+        run(&format!("ip -n {lan} link set pn1 master br0 up"));
+        run("ip link set eth0 up");
+        run("ip addr add 192.168.1.1/24 dev eth0");
+        run("ip route add default via 192.168.1.254");
+        run("ip route add 10.10.2.0/24 via 192.168.1.2");
+    });
+    let (segment, report) = network.open("n1", async move |mut dataplane| {
+        let plan = plan("n1", "n1");
+        assert_eq!(dataplane.apply(&plan).await.failures, []);
+        let before = dataplane.uplink().index;
+        let segment = dataplane.segment();
+        let thread = std::thread::spawn(make_anew);
+        let report = loop {
+            let change = tokio::time::timeout(Duration::from_secs(10), dataplane.changed());
+            change.await.expect("links are told of");
+            let report = dataplane.apply(&plan).await;
+            if thread.is_finished() && report.failures.is_empty() {
+                break report;
+            }
+        };
+        thread.join().unwrap();
+        assert_ne!(dataplane.uplink().index, before);
+        // What was handed out before asks by the new one.
+        let other = "192.168.1.2".parse().unwrap();
+        (segment.answers(other, Duration::from_secs(5)).await, report)
+    });
+    assert!(segment);
+    assert_eq!(*report.floating_ips, [FLOATING.parse().unwrap()].into());
+    for pod in ["10.10.1.2", "10.10.2.2"] {
+        let seen = network.seen_by_tcp(pod, SERVER);
+        assert_eq!(seen.as_deref(), Some(FLOATING), "{pod}");
+    }
+}
