@@ -1,6 +1,6 @@
 //! Who holds a floating IP is told to the neighbors, and told again to those who missed it.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::ipv6::{self, FLOATING6, SERVER6};
 use crate::network::{FLOATING, Network, SERVER, eventually, plan};
@@ -121,6 +121,7 @@ fn an_uplink_that_is_made_anew_has_its_floating_ips_again() {
         let before = dataplane.uplink().index;
         let segment = dataplane.segment();
         let thread = std::thread::spawn(make_anew);
+        let start = Instant::now();
         let report = loop {
             let change = tokio::time::timeout(Duration::from_secs(10), dataplane.changed());
             change.await.expect("links are told of");
@@ -128,6 +129,7 @@ fn an_uplink_that_is_made_anew_has_its_floating_ips_again() {
             if thread.is_finished() && report.failures.is_empty() {
                 break report;
             }
+            assert!(start.elapsed() < Duration::from_secs(30), "{report:?}");
         };
         thread.join().unwrap();
         assert_ne!(dataplane.uplink().index, before);
