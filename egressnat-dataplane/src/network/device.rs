@@ -41,7 +41,7 @@ impl Network {
             return Ok(Followed::MadeAnew);
         }
         let mac = mac_of(&link).unwrap_or(uplink.mac);
-        if std::mem::replace(&mut uplink.mac, mac) == mac {
+        if uplink.mac == mac {
             return Ok(Followed::Same);
         }
         let name = &config.tunnel_device;
@@ -52,6 +52,8 @@ impl Network {
             let set = self.handle.link().set(message.build()).execute().await;
             set.map_err(failed(format!("set the MAC address of {name}")))?;
         }
+        // Last: what fails is tried again.
+        uplink.mac = mac;
         Ok(Followed::OtherMac)
     }
 
