@@ -41,7 +41,7 @@ use crate::policy_table::PolicyTable;
 use crate::ports::Ports;
 use crate::probe::Prober;
 use crate::programs::{Hook, Programs, ProgramsError, check_bpffs};
-use crate::redecide::{affected_pods, forget_stale, selected_pods};
+use crate::redecide::{affected_pods, expect_ends, forget_stale, selected_pods};
 use crate::segment::Segment;
 use applicable::applicable;
 use doubt::Doubts;
@@ -367,6 +367,9 @@ impl Dataplane {
         if !changes.is_empty() {
             self.leftovers.note_steered(self.kept.plan.egress_ips());
             self.leftovers.note_steered(steered.iter().copied());
+        }
+        if let Err(error) = expect_ends(&affected, next, expecting(&self.nft, &self.config)) {
+            fail(report, "running connections of pods", &error);
         }
         let mut undone = self
             .change(&changes, next, &interfaces, report, findings)

@@ -79,6 +79,40 @@ pub(crate) fn forget_stale<E: From<ConntrackError>>(
     Ok(forgotten)
 }
 
+/// Calls `expect` with the answers to those connections of `pods` that are translated here and steered by `plan`, before it is made.
+///
+/// The kernel ends a connection by itself that is masqueraded, with its first packet that leaves by another device
+/// (`nf_nat_oif_changed`): [`forget_stale`] would not find it any more.
+pub(crate) fn expect_ends<E: From<ConntrackError>>(
+    pods: &BTreeSet<IpAddr>,
+    plan: &NodePlan,
+    mut expect: impl FnMut(Family, &[Answer]) -> Result<(), E>,
+) -> Result<(), E> {
+    for family in Family::ALL {
+        if !pods.iter().any(|pod| Family::of(*pod) == family) {
+            continue;
+        }
+        let ending = connections(family)?.into_iter().filter(|connection| {
+            let Connection {
+                source,
+                destination,
+                protocol,
+                ..
+            } = connection;
+            let is_steered = || match plan.decide(*source, *destination, *protocol) {
+                Decision::Snat(address) => !plan.floating_ips.contains(&address),
+                Decision::Keep | Decision::Masquerade | Decision::Drop => false,
+            };
+            pods.contains(source) && connection.seen_as != *source && is_steered()
+        });
+        let answers: Vec<Answer> = ending.filter_map(|ending| answer(&ending)).collect();
+        if !answers.is_empty() {
+            expect(family, &answers)?;
+        }
+    }
+    Ok(())
+}
+
 /// Makes the kernel forget connections of this node's pods. Returns how many there were.
 ///
 /// Before, `expect` is called with the answers to them.
