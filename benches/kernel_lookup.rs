@@ -16,6 +16,7 @@ use aya::programs::{SchedClassifier, TestRun, TestRunOptions};
 use aya::{Ebpf, EbpfLoader};
 use egressnat_benches::live::{Holder, Node, OBJECT, POD, Pod, SERVER, index, plan, thread_time};
 use egressnat_benches::rounds::{Way, compare};
+use egressnat_core::NodePlan;
 
 /// As in the C source.
 const LOOKUPS: u32 = 64;
@@ -65,11 +66,12 @@ fn main() {
 
 /// The steering program with each of its answers.
 fn programs() {
-    let way = |name, pod, protocol| {
+    let way = |name, plan: Option<NodePlan>, protocol| {
         Way::new(name, move || {
+            let plan = plan.clone();
             Node::run(move |node| {
-                match pod {
-                    Some(pod) => node.apply(&plan(pod, Holder::Another)),
+                match &plan {
+                    Some(plan) => node.apply(plan),
                     None => node.do_nothing(),
                 }
                 let (_, mut attached) =
@@ -81,14 +83,21 @@ fn programs() {
             })
         })
     };
+    let [unselected, steered, held] = [
+        (Pod::Unselected, Holder::Another),
+        (Pod::Selected, Holder::Another),
+        (Pod::Selected, Holder::ThisNode),
+    ]
+    .map(|(pod, holder)| Some(plan(pod, holder)));
     compare(
         "the program at a pod's interface",
         "ns per packet",
         &[
             way("does nothing", None, UDP),
-            way("ours: unselected pod", Some(Pod::Unselected), UDP),
-            way("ours: selected pod, TCP", Some(Pod::Selected), TCP),
-            way("ours: selected pod, UDP", Some(Pod::Selected), UDP),
+            way("ours: unselected pod", unselected, UDP),
+            way("ours: selected pod, into the tunnel", steered, UDP),
+            way("ours: selected pod, held here, TCP", held.clone(), TCP),
+            way("ours: selected pod, held here, UDP", held, UDP),
         ],
     );
 }

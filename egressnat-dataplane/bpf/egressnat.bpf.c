@@ -63,6 +63,15 @@ static __always_inline void count_policy(struct __sk_buff *skb, __u32 counter, i
 	counted->connections += is_first(skb, is_ipv6);
 }
 
+/* Counts a packet that leaves with an egress IP, or with the pod's address, also for the policy that decided so. */
+static __always_inline void count_egress(struct __sk_buff *skb, __u32 index, __u32 counter, int is_ipv6)
+{
+	struct egress_traffic *counted = bpf_map_lookup_elem(&traffic, &index);
+	if (counted)
+		count(&counted->steered, skb);
+	count_policy(skb, counter, 0, is_ipv6);
+}
+
 /* What a destination's value says about a packet of a known pod. */
 static __always_inline int decide(struct __sk_buff *skb, __u32 set, const __u32 *value, int is_ipv6)
 {
@@ -92,10 +101,12 @@ static __always_inline int decide(struct __sk_buff *skb, __u32 set, const __u32 
 		}
 	}
 	set_mark(skb, bits);
-	struct egress_traffic *counted = bpf_map_lookup_elem(&traffic, &index);
-	if (counted)
-		count(&counted->steered, skb);
-	count_policy(skb, counter, 0, is_ipv6);
+	/* Counted where it leaves: what network policies drop on its way there is no egress (E13). The tunnel device's program knows the
+	   policy by this, which is free on the way. */
+	if (bits & MARK_TUNNEL)
+		skb->tc_index = counter;
+	else
+		count_egress(skb, index, counter, is_ipv6);
 	return TC_ACT_UNSPEC;
 }
 
@@ -342,18 +353,24 @@ int encap(struct __sk_buff *skb)
 {
 	__u32 bits = skb->mark & MARK_MASK;
 	__u32 index = (bits & ~MARK_TUNNEL) >> MARK_SHIFT;
+	__u32 counter = skb->tc_index;
 	int failed = -1;
+
+	skb->tc_index = 0;
 
 	if (skb->protocol == bpf_htons(ETH_P_IPV6)) {
 		/* What the kernel says on every device by itself, such as multicast listener reports. */
 		if (!bits)
 			return TC_ACT_SHOT;
 		struct egress6 *egress = bpf_map_lookup_elem(&egress_ips6, &index);
-		if (egress && !is_unspecified(&egress->address))
+		if (egress && !is_unspecified(&egress->address)) {
+			count_egress(skb, index, counter, 1);
 			failed = set_tunnel_key6(skb, egress);
+		}
 	} else {
 		struct egress *egress = bpf_map_lookup_elem(&egress_ips, &index);
 		if (egress && egress->address) {
+			count_egress(skb, index, counter, 0);
 			/* This very node may have the address by now. */
 			if (WRITES_HEADERS && !egress->local) {
 				int verdict = write_headers(skb, egress);

@@ -87,7 +87,8 @@ impl Counters {
     }
 }
 
-/// What was counted for one policy, where its packets leave their pods.
+/// What was counted for one policy: where its packets go into the tunnel, or leave their pods if this node translates them itself or
+/// they keep their address. What a network policy drops of the latter is counted too.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct PolicyCounters {
     /// To leave with its egress IP, or with the pod's address.
@@ -102,7 +103,8 @@ pub struct PolicyCounters {
 /// What was counted for one egress IP.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct EgressCounters {
-    /// From pods of this node, to leave with the egress IP wherever it is.
+    /// From pods of this node, into the tunnel to the node that has the egress IP; or to leave here, with what a network policy drops of
+    /// that afterwards.
     pub steered: Traffic,
     /// From pods of other nodes, to leave here.
     pub received: Traffic,

@@ -322,7 +322,9 @@ fn a_packet_is_counted_for_the_policy_that_decides_and_a_first_one_as_a_connecti
                 blocked: 0,
             };
             let want = match place {
-                0..=2 => sent,
+                // Into the tunnel: counted where it leaves.
+                0 => PolicyTraffic::default(),
+                1 | 2 => sent,
                 3 => PolicyTraffic {
                     blocked: 5,
                     ..PolicyTraffic::default()

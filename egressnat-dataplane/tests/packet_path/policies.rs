@@ -45,7 +45,7 @@ impl Network {
     }
 
     /// The counters of a node as a process of its own reads them, whether there is an agent or not.
-    fn read_counters(&self, node: &str) -> Counters {
+    pub(crate) fn read_counters(&self, node: &str) -> Counters {
         let config = self.config(node);
         self.enter(node, move || Counters::read(&config).unwrap())
     }

@@ -13,6 +13,10 @@ const SCTP: u8 = 132;
 /// As in the C source.
 const IDLE: u32 = 120;
 
+/// The place of an egress IP that this node holds, and the policy that it is by.
+const HELD_HERE: usize = 1;
+const POLICY: u32 = 2;
+
 /// A bucket of flows: tag and last second, eight times.
 type Bucket = [u32; 16];
 
@@ -35,7 +39,7 @@ impl Counted {
     }
 
     fn packet(&self, protocol: u8, payload: &[u8]) -> Vec<u8> {
-        let (pod, destination) = (ip(self.addresses.pod), ip(self.addresses.inside[0]));
+        let (pod, destination) = (ip(self.addresses.pod), ip(self.addresses.inside[HELD_HERE]));
         packet(pod, destination, protocol, payload)
     }
 
@@ -48,7 +52,7 @@ impl Counted {
 
     fn connections(&self) -> u64 {
         let maps = self.pins.maps();
-        maps.policies.traffic(1).unwrap().connections
+        maps.policies.traffic(POLICY).unwrap().connections
     }
 
     fn flows(&self) -> Array<MapData, Bucket> {
@@ -117,7 +121,7 @@ fn a_flow_of_udp_or_of_echo_requests_counts_once_and_an_association_by_what_asks
         // The pod next to it has flows of its own, and what is not decided has none.
         let used = counted.used().len();
         for source in [counted.addresses.unselected, counted.addresses.stranger] {
-            let destination = ip(counted.addresses.inside[0]);
+            let destination = ip(counted.addresses.inside[HELD_HERE]);
             run(
                 &mut counted.programs,
                 &packet(ip(source), destination, UDP, &udp(6000, 53)),
