@@ -28,20 +28,6 @@ pub enum Cut<'a> {
 
 /// Our table in the namespace of the segment's bridge.
 const TABLE: &str = "bridge cuts";
-const CHAIN: &str = "bridge cuts forward";
-
-/// Commands that make the chain, unless it is there.
-fn chain() -> Vec<String> {
-    vec![
-        format!("add table {TABLE}"),
-        format!("add chain {CHAIN} {{ type filter hook forward priority 0; }}"),
-    ]
-}
-
-fn lose(frames: &[String]) -> Vec<String> {
-    let rule = |frames| format!("add rule {CHAIN} {frames} drop");
-    frames.iter().map(rule).collect()
-}
 
 impl Lab {
     /// Loses frames on a way, until [`mend`](Self::mend).
@@ -50,36 +36,30 @@ impl Lab {
     ///
     /// There is no such node, or no nft.
     pub fn cut(&self, cut: Cut<'_>) -> Result<()> {
-        let lost = self.lost(cut)?;
-        self.nft(&[chain(), lose(&lost)].concat())
-    }
-
-    /// Loses frames on these ways and, from the same instant on, on no others.
-    ///
-    /// # Errors
-    ///
-    /// As [`cut`](Self::cut).
-    pub fn cut_only(&self, cuts: &[Cut<'_>]) -> Result<()> {
-        let lost: Result<Vec<_>> = cuts.iter().map(|cut| self.lost(*cut)).collect();
-        let none = vec![format!("flush chain {CHAIN}")];
-        self.nft(&[chain(), none, lose(&lost?.concat())].concat())
-    }
-
-    /// The frames that are lost by a cut.
-    fn lost(&self, cut: Cut<'_>) -> Result<Vec<String>> {
         let both = |one: &str, other: &str| {
             let way = |from: &str, to: &str| format!("iifname {from} oifname {to}");
             vec![way(one, other), way(other, one)]
         };
         let all = |port: &str| vec![format!("iifname {port}"), format!("oifname {port}")];
-        Ok(match cut {
+        let lost = match cut {
             Cut::FromApiServer(node) => both(&self.port(node)?, API_PORT),
             Cut::Off(node) => all(&self.port(node)?),
             Cut::Deaf(node) => vec![format!("oifname {}", self.port(node)?)],
             Cut::Mute(node) => vec![format!("iifname {}", self.port(node)?)],
             Cut::Between(one, other) => both(&self.port(one)?, &self.port(other)?),
             Cut::ApiServer => all(API_PORT),
-        })
+        };
+        let chain = format!("{TABLE} forward");
+        let hook = "{ type filter hook forward priority 0; }";
+        let mut commands = vec![
+            format!("add table {TABLE}"),
+            format!("add chain {chain} {hook}"),
+        ];
+        commands.extend(
+            lost.iter()
+                .map(|way| format!("add rule {chain} {way} drop")),
+        );
+        self.nft(&commands)
     }
 
     /// Ends all cuts.

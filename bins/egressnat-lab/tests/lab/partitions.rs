@@ -195,26 +195,6 @@ fn a_holder_that_is_cut_off_from_the_api_server_alone_goes_on_and_nobody_takes_i
 }
 
 #[test]
-fn who_was_off_the_segment_while_it_looked_takes_no_address_that_is_in_use_e33() {
-    let lab = TestLab::cluster(&[]);
-    let (old, new) = lab.holder_and_other();
-    let listener = lab.listen();
-    lab.cut(Cut::FromApiServer(&old)).unwrap();
-    until("another to be given the address", PATIENCE, || {
-        (lab.holder_by_status()? == new).then_some(())
-    })
-    .unwrap();
-    // It looks now and then whether the address is free. Each time is shorter than its lease.
-    for _ in 0..6 {
-        lab.cut(Cut::Off(new)).unwrap();
-        std::thread::sleep(Duration::from_millis(1400));
-        lab.cut_only(&[Cut::FromApiServer(&old)]).unwrap();
-        lab.stays_on(&old, new, Duration::from_millis(2300));
-    }
-    assert_eq!(lab.owners(&listener), [old.as_str()]);
-}
-
-#[test]
 fn a_holder_that_is_cut_off_from_everybody_falls_silent_before_the_next_has_its_address_e33() {
     let lab = TestLab::cluster(&[]);
     let (old, new) = lab.holder_and_other();
