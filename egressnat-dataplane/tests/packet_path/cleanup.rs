@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use egressnat_core::Report;
 use egressnat_dataplane::{Attachment, cleanup};
 
-use crate::foreign::masquerades_at;
+use crate::foreign::{OBJECTS, masquerades_at};
 use crate::ipv6;
 use crate::network::{FLOATING, Network, SERVER, eventually, plan, runtime};
 use crate::traffic::{address, ask};
@@ -23,17 +23,7 @@ impl Network {
             .lines()
             .filter(|line| !changes_by_itself.iter().any(|one| line.contains(one)));
         let mut state: Vec<String> = settings.map(str::to_owned).collect();
-        for command in [
-            "nft list ruleset",
-            "ip -o link",
-            "ip -o addr",
-            "ip rule",
-            "ip -6 rule",
-            "ip route show table all",
-            "ip -6 route show table all",
-            "tc qdisc",
-            "tc filter show dev veth2 ingress",
-        ] {
+        for command in OBJECTS {
             state.extend(self.exec(node, command).lines().map(str::to_owned));
         }
         state

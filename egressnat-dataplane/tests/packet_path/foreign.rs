@@ -87,6 +87,19 @@ pub(crate) fn masquerades_at(priority: i32) -> String {
     )
 }
 
+/// What lists all objects of the network that a node has.
+pub(crate) const OBJECTS: [&str; 9] = [
+    "nft -s list ruleset",
+    "ip -o link",
+    "ip -o addr",
+    "ip rule",
+    "ip -6 rule",
+    "ip route show table all",
+    "ip -6 route show table all",
+    "tc qdisc",
+    "tc filter show dev veth2 ingress",
+];
+
 impl Network {
     /// Loads a ruleset beside what is there.
     pub(crate) fn load(&self, name: &str, ruleset: &str) {
@@ -97,20 +110,10 @@ impl Network {
 
     /// Everything that others could have on a node, byte by byte.
     fn whole_foreign_state(&self, node: &str) -> Vec<String> {
-        let commands = [
-            "nft -s list ruleset",
-            "ip -o link",
-            "ip -o addr",
-            "ip rule",
-            "ip -6 rule",
-            "ip route show table all",
-            "ip -6 route show table all",
-            "tc qdisc",
-            "tc filter show dev veth2 ingress",
-            "sysctl net.ipv4.conf.all.rp_filter net.ipv4.conf.eth0.rp_filter net.ipv4.ip_forward \
-             net.ipv4.conf.eth0.arp_ignore net.ipv6.conf.all.forwarding",
-        ];
-        commands.map(|command| self.exec(node, command)).into()
+        let settings = "sysctl net.ipv4.conf.all.rp_filter net.ipv4.conf.eth0.rp_filter net.ipv4.ip_forward \
+             net.ipv4.conf.eth0.arp_ignore net.ipv6.conf.all.forwarding";
+        let commands = OBJECTS.into_iter().chain([settings]);
+        commands.map(|command| self.exec(node, command)).collect()
     }
 
     /// The same without what is ours.
