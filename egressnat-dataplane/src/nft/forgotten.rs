@@ -81,10 +81,16 @@ impl Forgotten {
         query::has_chain(family, ANSWERS)
     }
 
-    /// Takes the chains of a family away, unless an answer is expected.
+    /// Takes the chains of a family away, unless an answer is expected, or a flow is just beginning: a server may refuse that at once, and
+    /// what the pod has sent until it hears of it is of no flow any more.
     pub(crate) fn end(owner: &Owner, family: Family) -> Result<(), NftError> {
-        if !Self::is_expecting(family)? || query::is_filled(family, SetName::Forgotten)? {
+        if !Self::is_expecting(family)? {
             return Ok(());
+        }
+        for name in [SetName::Forgotten, SetName::Begun] {
+            if query::is_filled(family, name)? {
+                return Ok(());
+            }
         }
         let table = Table::new(TABLE, family.into());
         let mut batch = Batch::new();
