@@ -113,11 +113,9 @@ pub(crate) fn connections_seen_as(
     addresses: &BTreeSet<IpAddr>,
 ) -> Result<Vec<Connection>, ConntrackError> {
     let mut seen = Vec::new();
-    for family in Family::ALL {
-        if addresses.iter().any(|ip| Family::of(*ip) == family) {
-            let connections = connections(family)?.into_iter();
-            seen.extend(connections.filter(|one| addresses.contains(&one.seen_as)));
-        }
+    for family in Family::of_all(addresses) {
+        let connections = connections(family)?.into_iter();
+        seen.extend(connections.filter(|one| addresses.contains(&one.seen_as)));
     }
     Ok(seen)
 }

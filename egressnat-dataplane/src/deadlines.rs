@@ -1,6 +1,6 @@
 //! Until when the kernel lets this node use its floating IPs.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
@@ -46,8 +46,7 @@ impl Deadlines {
     ///
     /// nf_tables refused: the kernel has no tables of family arp. The old deadlines stand, of all addresses or of some.
     pub fn hold_until(&self, addresses: &[IpAddr], deadline: Instant) -> Result<(), NftError> {
-        let families: BTreeSet<Family> = addresses.iter().copied().map(Family::of).collect();
-        for family in families {
+        for family in Family::of_all(addresses) {
             Ruleset::new(family, &self.config).ensure_present(&mut self.nft.lock())?;
         }
         addresses

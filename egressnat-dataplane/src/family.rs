@@ -1,5 +1,6 @@
 //! The two families of addresses. Each has a table, an ip rule and a route table of its own.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
 
@@ -22,6 +23,11 @@ impl Family {
             IpAddr::V4(_) => Family::Ipv4,
             IpAddr::V6(_) => Family::Ipv6,
         }
+    }
+
+    /// The families that some addresses are of.
+    pub(crate) fn of_all<'a>(addresses: impl IntoIterator<Item = &'a IpAddr>) -> BTreeSet<Self> {
+        addresses.into_iter().copied().map(Self::of).collect()
     }
 
     /// The family of a range.

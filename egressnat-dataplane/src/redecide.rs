@@ -68,10 +68,7 @@ pub(crate) fn forget_stale<E: From<ConntrackError>>(
     mut expect: impl FnMut(Family, &[Answer]) -> Result<(), E>,
 ) -> Result<usize, E> {
     let mut forgotten = 0;
-    for family in Family::ALL {
-        if !pods.iter().any(|pod| Family::of(*pod) == family) {
-            continue;
-        }
+    for family in Family::of_all(pods) {
         let mut stale = connections(family)?;
         stale.retain(|connection| pods.contains(&connection.source) && is_stale(connection, plan));
         forgotten += forget_expecting(&stale, &mut expect)?;
@@ -88,11 +85,9 @@ pub(crate) fn expect_ends<E: From<ConntrackError>>(
     plan: &NodePlan,
     mut expect: impl FnMut(Family, &[Answer]) -> Result<(), E>,
 ) -> Result<(), E> {
-    for family in Family::ALL {
-        if !pods.iter().any(|pod| Family::of(*pod) == family) {
-            continue;
-        }
-        let ending = connections(family)?.into_iter().filter(|connection| {
+    for family in Family::of_all(pods) {
+        let mut ending = connections(family)?;
+        ending.retain(|connection| {
             let Connection {
                 source,
                 destination,
@@ -105,10 +100,7 @@ pub(crate) fn expect_ends<E: From<ConntrackError>>(
             };
             pods.contains(source) && connection.seen_as != *source && is_steered()
         });
-        let answers: Vec<Answer> = ending.filter_map(|ending| answer(&ending)).collect();
-        if !answers.is_empty() {
-            expect(family, &answers)?;
-        }
+        expect_answers(&ending, &mut expect)?;
     }
     Ok(())
 }
@@ -120,15 +112,25 @@ pub(crate) fn forget_expecting<E: From<ConntrackError>>(
     stale: &[Connection],
     mut expect: impl FnMut(Family, &[Answer]) -> Result<(), E>,
 ) -> Result<usize, E> {
+    expect_answers(stale, &mut expect)?;
+    stale.iter().try_for_each(forget)?;
+    Ok(stale.len())
+}
+
+/// Calls `expect` with the answers to connections, of each family that there are some of.
+fn expect_answers<E>(
+    connections: &[Connection],
+    expect: &mut impl FnMut(Family, &[Answer]) -> Result<(), E>,
+) -> Result<(), E> {
     for family in Family::ALL {
-        let of_family = stale.iter().filter(|one| Family::of(one.source) == family);
+        let of_family = |one: &&Connection| Family::of(one.source) == family;
+        let of_family = connections.iter().filter(of_family);
         let answers: Vec<Answer> = of_family.filter_map(answer).collect();
         if !answers.is_empty() {
             expect(family, &answers)?;
         }
     }
-    stale.iter().try_for_each(forget)?;
-    Ok(stale.len())
+    Ok(())
 }
 
 /// The answers to a connection that are for the pod's address, if they can be told from others. Where this node translates the address,

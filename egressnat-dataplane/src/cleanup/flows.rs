@@ -47,11 +47,7 @@ impl BoundFlows {
     /// Makes the kernel forget them: their next packets are taken for first ones. Returns how many there were.
     pub(super) fn forget(&self) -> Result<usize, ConntrackError> {
         let mut forgotten = 0;
-        for family in Family::ALL {
-            let is_of_family = |address: &IpAddr| Family::of(*address) == family;
-            if !self.pods.iter().chain(&self.floating_ips).any(is_of_family) {
-                continue;
-            }
+        for family in Family::of_all(self.pods.iter().chain(&self.floating_ips)) {
             for connection in connections(family)? {
                 if self.is_bound(&connection) {
                     forget(&connection)?;

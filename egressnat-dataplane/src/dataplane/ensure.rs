@@ -81,7 +81,7 @@ impl Dataplane {
 
     /// The families that a plan steers something of, and that none before did.
     fn begins_to_steer(&mut self, plan: &NodePlan) -> BTreeSet<Family> {
-        let steered: BTreeSet<Family> = plan.egress_ips().into_iter().map(Family::of).collect();
+        let steered = Family::of_all(&plan.egress_ips());
         let new = &steered - &self.steers;
         self.steers.extend(&new);
         new
