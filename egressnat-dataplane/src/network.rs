@@ -29,7 +29,7 @@ use crate::config::Config;
 use crate::family::Family;
 use events::Events;
 
-pub(crate) use device::Followed;
+pub(crate) use device::UplinkChange;
 pub(crate) use events::Event;
 pub(crate) use neighbor::{Neighbors, neighbor_of};
 pub(crate) use setting::HandoverSettings;

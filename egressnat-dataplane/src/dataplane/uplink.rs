@@ -7,7 +7,7 @@ use super::{Dataplane, OpenError, fail};
 use crate::announce::Announcer;
 use crate::config::Config;
 use crate::handover::Handover;
-use crate::network::Followed;
+use crate::network::UplinkChange;
 use crate::probe::Prober;
 
 impl Dataplane {
@@ -15,12 +15,12 @@ impl Dataplane {
     pub(super) async fn follow_uplink(&mut self, doubts: &mut Doubts, report: &mut Report) {
         let followed = self.network.follow(&self.config, &mut self.uplink).await;
         let outcome = match followed {
-            Ok(Followed::Same) => Ok(()),
-            Ok(Followed::OtherMac) => {
+            Ok(UplinkChange::Same) => Ok(()),
+            Ok(UplinkChange::OtherMac) => {
                 self.tell_neighbors();
                 Ok(())
             }
-            Ok(Followed::MadeAnew) => {
+            Ok(UplinkChange::MadeAnew) => {
                 *doubts = Doubts::ALL;
                 self.reopen_uplink().await
             }

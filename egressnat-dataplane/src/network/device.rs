@@ -15,7 +15,7 @@ const NO_CONTROLLER: u32 = 0;
 
 /// What became of the uplink since it was read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Followed {
+pub(crate) enum UplinkChange {
     /// It is as it was.
     Same,
     /// It has another MAC address.
@@ -34,15 +34,15 @@ impl Network {
         &self,
         config: &Config,
         uplink: &mut Uplink,
-    ) -> Result<Followed, NetworkError> {
+    ) -> Result<UplinkChange, NetworkError> {
         let link = self.link(&uplink.name).await?;
         let link = link.ok_or_else(|| NetworkError::NoInterface(uplink.name.clone()))?;
         if link.header.index != uplink.index {
-            return Ok(Followed::MadeAnew);
+            return Ok(UplinkChange::MadeAnew);
         }
         let mac = mac_of(&link).unwrap_or(uplink.mac);
         if uplink.mac == mac {
-            return Ok(Followed::Same);
+            return Ok(UplinkChange::Same);
         }
         let name = &config.tunnel_device;
         if let Some(tunnel) = self.link(name).await? {
@@ -54,7 +54,7 @@ impl Network {
         }
         // Last: what fails is tried again.
         uplink.mac = mac;
-        Ok(Followed::OtherMac)
+        Ok(UplinkChange::OtherMac)
     }
 
     /// Gives the tunnel device the settings that it was made with, as far as it has others. Returns what it had.
