@@ -12,7 +12,7 @@ use ipnet::IpNet;
 use crate::model::{MasqueradeAction, MasqueradeMatch};
 use crate::plan::{NodePlan, PolicySetId, Steering};
 
-pub use between::between;
+pub use between::{Between, between};
 
 /// One change of a node's state. The order of the variants is the order in which changes are made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -86,7 +86,7 @@ pub mod verify;
 pub use assignment::{Assigned, Assignment, Move, assign};
 pub use cluster::{ClusterPlan, plan_cluster};
 pub use decision_table::DecisionTable;
-pub use diff::{Change, between, diff, diff_with};
+pub use diff::{Between, Change, between, diff, diff_with};
 pub use digest::{Digest, PolicyMeaning};
 pub use engine::{ClusterEngine, Membership, NodeEngine};
 pub use explain::{Explanation, explain, explain_address, what_if};

@@ -359,7 +359,7 @@ impl Dataplane {
             false => selected_pods(&[&self.kept.plan, &desired]),
         };
         let between = between(&affected, &self.kept.plan, &desired);
-        let next = between.as_ref().unwrap_or(&desired);
+        let next = between.as_ref().map_or(&desired, |between| &between.plan);
         if between.is_some() {
             changes = diff(&self.kept.plan, next);
         }
@@ -378,7 +378,10 @@ impl Dataplane {
         self.attach_steering(&desired, &interfaces, doubts, report)
             .await;
         // A binding is made by a flow's first packet. Where the decision has changed, flows have to start anew.
-        match self.forget(&affected, &desired) {
+        let silenced = between
+            .as_ref()
+            .map_or(Ok(()), |between| self.silence(&between.stopped));
+        match silenced.and_then(|()| self.forget(&affected, &desired)) {
             Ok(forgotten) => {
                 report.changes += forgotten;
                 self.is_settled = true;
@@ -433,7 +436,15 @@ impl Dataplane {
         forget_stale(pods, plan, expecting(&self.nft, &self.config))
     }
 
-    /// Tracks all answers again, unless some are expected still.
+    /// Lets go nowhere what pods say in connections that the kernel does not know any more.
+    fn silence(&self, pods: &BTreeSet<IpAddr>) -> Result<(), ObserveError> {
+        for family in Family::of_all(pods) {
+            Forgotten::silence(&self.nft.lock(), &self.ruleset(family), pods)?;
+        }
+        Ok(())
+    }
+
+    /// Tracks all answers again, unless something is expected still.
     fn expect_no_answers(&self) -> Result<(), NftError> {
         let owner = self.nft.lock();
         for family in &self.families {

@@ -8,6 +8,15 @@ use ipnet::IpNet;
 use crate::model::PolicyName;
 use crate::plan::{NodePlan, PolicySetId, Steering};
 
+/// What is in force between two plans.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Between {
+    /// The plan of that time.
+    pub plan: NodePlan,
+    /// The pods of which something goes nowhere by it.
+    pub stopped: BTreeSet<IpAddr>,
+}
+
 /// What has to be in force while connections of `pods` are forgotten: as `desired`, but what was steered, and that nobody decides
 /// about any more, goes nowhere. It was not translated on this node, and as long as its connection lasts it would leave with the
 /// pod's own address.
@@ -17,19 +26,22 @@ pub fn between(
     pods: &BTreeSet<IpAddr>,
     observed: &NodePlan,
     desired: &NodePlan,
-) -> Option<NodePlan> {
+) -> Option<Between> {
     let mut pods_of: BTreeMap<_, Vec<IpAddr>> = BTreeMap::new();
     for pod in pods {
         if let (Some(old), Some(new)) = (observed.pods.get(pod), desired.pods.get(pod)) {
             pods_of.entry((*old, *new)).or_default().push(*pod);
         }
     }
-    let mut plan: Option<NodePlan> = None;
+    let mut between: Option<Between> = None;
     for ((old, new), pods) in pods_of {
         let Some(stopped) = stopped((observed, old), (desired, new)) else {
             continue;
         };
-        let plan = plan.get_or_insert_with(|| desired.clone());
+        let Between { plan, stopped: all } = between.get_or_insert_with(|| Between {
+            plan: desired.clone(),
+            stopped: BTreeSet::new(),
+        });
         let set = match old == new {
             // Its destinations change before its pods do.
             true => new,
@@ -42,9 +54,10 @@ pub fn between(
                 plan.deciders.insert((set, prefix), decider.clone());
             }
         }
-        plan.pods.extend(pods.into_iter().map(|pod| (pod, set)));
+        plan.pods.extend(pods.iter().map(|pod| (*pod, set)));
+        all.extend(pods);
     }
-    plan
+    between
 }
 
 /// What a policy set says about a prefix, and by which policy.

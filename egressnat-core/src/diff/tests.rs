@@ -142,7 +142,9 @@ proptest! {
             let was_decided = matches!(decide(&observed), Decision::Snat(_) | Decision::Drop);
             let is_stopped = was_decided && decide(&desired) == Decision::Masquerade;
             is_needed |= is_stopped;
-            let now = decide(between.as_ref().unwrap_or(&desired));
+            let named = |between: &Between| between.stopped.contains(&pod);
+            prop_assert!(!is_stopped || between.as_ref().is_some_and(named));
+            let now = decide(between.as_ref().map_or(&desired, |between| &between.plan));
             // A pod that comes to a set waits with those that are in it.
             let waits_with_others = now == Decision::Drop && decide(&desired) == Decision::Masquerade;
             match is_stopped {
@@ -291,7 +293,9 @@ fn what_was_steered_and_is_not_decided_any_more_goes_nowhere_in_between() {
     let key = (SET, range("8.8.8.0/24"));
     best_effort.destinations.insert(key, Steering::Forward);
     for desired in [&unselected, &best_effort] {
-        let stopped = between(&pods, &observed, desired).unwrap();
+        let between = between(&pods, &observed, desired).unwrap();
+        assert_eq!(between.stopped, BTreeSet::from([pod]));
+        let stopped = between.plan;
         assert_eq!(decide(&stopped, pod, "8.8.8.8"), Decision::Drop);
         assert_eq!(decide(&stopped, pod, "9.9.9.9"), Decision::Masquerade);
         assert_eq!(decide(&stopped, pod, "10.1.2.3"), Decision::Keep);
@@ -302,7 +306,7 @@ fn what_was_steered_and_is_not_decided_any_more_goes_nowhere_in_between() {
     let mut spared = observed.clone();
     let key = (SET, range("8.8.8.128/25"));
     spared.destinations.insert(key, Steering::Forward);
-    let stopped = between(&pods, &observed, &spared).unwrap();
+    let stopped = between(&pods, &observed, &spared).unwrap().plan;
     assert_eq!(decide(&stopped, pod, "8.8.8.129"), Decision::Drop);
     assert_ne!(decide(&stopped, pod, "8.8.8.8"), Decision::Drop);
 
@@ -321,7 +325,7 @@ fn what_was_steered_and_is_not_decided_any_more_goes_nowhere_in_between() {
     }
 
     // Whoever did this died before the end.
-    let stopped = between(&pods, &observed, &unselected).unwrap();
+    let stopped = between(&pods, &observed, &unselected).unwrap().plan;
     assert!(between(&pods, &stopped, &unselected).is_some());
     assert_eq!(between(&pods, &unselected, &observed), None);
 }

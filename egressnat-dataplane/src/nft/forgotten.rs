@@ -7,18 +7,20 @@
 //! listened to as before, beside the new flow.
 //!
 //! What the pod refuses of that, or ends, begins no flow either: conntrack calls it invalid, and source NAT is not asked about it. It goes
-//! nowhere.
+//! nowhere. Of a pod that no policy decides about any more nothing of that kind leaves (set `silenced`): a flow may have ended before the
+//! edit, by a reset that the pod did not take.
 //!
-//! A new flow that has ended, by a reset of the server above all, expects no answers any more. A server that goes on with the old ones would
-//! begin a connection from outside then: its segments, which are of none, go nowhere.
+//! A new flow that has ended, by a reset of the server above all, expects no answers any more. What a server still sends in the old one would
+//! begin a connection from outside then: it goes nowhere (set `begun`).
 //!
-//! The pod's next packet may be on one processor while an answer is on another: between the end of the note and the moment when the kernel
-//! knows the new flow, that answer would begin one from outside, and the pod's packet would be dropped for it. So it is the answer that is
-//! dropped (set `begun`).
+//! The same holds for an answer that is on one processor while the pod's next packet is on another: between the end of the note and the moment
+//! when the kernel knows the new flow, it would begin one from outside, and the pod's packet would be dropped for it.
 //!
 //! Three chains do that. They are there only while answers are expected, as each packet of the node has to pass them.
 
+use std::collections::BTreeSet;
 use std::ffi::CStr;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use nftnl::{Batch, Chain, ChainType, Hook, MsgType, Table};
@@ -38,9 +40,6 @@ const BEGUN_ANEW: &CStr = c"begun_anew";
 
 /// How long an answer is expected after the one before: longer than a stream of UDP is tracked without a packet (2 minutes).
 const EXPECTED: Duration = Duration::from_secs(180);
-
-/// How long a flow may take to begin, from the end of its note on.
-const BEGINS: Duration = Duration::from_secs(1);
 
 /// `ct status confirmed`: not the first packet of a flow.
 const CT_STATUS_CONFIRMED: u32 = 1 << 3;
@@ -62,17 +61,33 @@ impl Forgotten {
         ruleset: &Ruleset,
         answers: &[Answer],
     ) -> Result<(), NftError> {
+        let none = Elements::of(ruleset.family(), SetName::Forgotten);
+        let expected = |elements: Elements, answer| elements.answer_for(answer, EXPECTED);
+        let answers = answers.iter().fold(none, expected);
+        Self::note(owner, ruleset, answers)
+    }
+
+    /// Lets go nowhere what pods of the table's family say that belongs to no flow, as long as answers are expected.
+    pub(crate) fn silence(
+        owner: &Owner,
+        ruleset: &Ruleset,
+        pods: &BTreeSet<IpAddr>,
+    ) -> Result<(), NftError> {
         let family = ruleset.family();
+        let none = Elements::of(family, SetName::Silenced);
+        let of_family = pods.iter().filter(|pod| Family::of(**pod) == family);
+        let silenced = |elements: Elements, pod: &IpAddr| elements.address_for(*pod, EXPECTED);
+        let pods = of_family.fold(none, silenced);
+        Self::note(owner, ruleset, pods)
+    }
+
+    /// Puts elements in, and the chains that look for them.
+    fn note(owner: &Owner, ruleset: &Ruleset, elements: Elements) -> Result<(), NftError> {
         let mut batch = Batch::new();
-        if !Self::is_expecting(family)? {
+        if !Self::is_expecting(ruleset.family())? {
             add_chains(ruleset, &mut batch);
         }
-        let none = Elements::of(family, SetName::Forgotten);
-        let expected = |elements: Elements, answer| elements.answer_for(answer, EXPECTED);
-        answers
-            .iter()
-            .fold(none, expected)
-            .add_to(&mut batch, Change::Add);
+        elements.add_to(&mut batch, Change::Add);
         owner.commit(&batch.finalize(), "answers to flows that are forgotten")
     }
 
@@ -81,13 +96,12 @@ impl Forgotten {
         query::has_chain(family, ANSWERS)
     }
 
-    /// Takes the chains of a family away, unless an answer is expected, or a flow is just beginning: a server may refuse that at once, and
-    /// what the pod has sent until it hears of it is of no flow any more.
+    /// Takes the chains of a family away, unless an answer is expected, or a pod is silenced.
     pub(crate) fn end(owner: &Owner, family: Family) -> Result<(), NftError> {
         if !Self::is_expecting(family)? {
             return Ok(());
         }
-        for name in [SetName::Forgotten, SetName::Begun] {
+        for name in [SetName::Forgotten, SetName::Begun, SetName::Silenced] {
             if query::is_filled(family, name)? {
                 return Ok(());
             }
@@ -147,6 +161,10 @@ fn add_chains(ruleset: &Ruleset, batch: &mut Batch) {
             c"of a flow that was forgotten, and begins none",
         ),
         (
+            silenced(family),
+            c"of a pod that a policy decided about until an edit: of a flow that has ended",
+        ),
+        (
             refusal(family),
             c"an error about what belongs to no flow: nobody translates it",
         ),
@@ -169,7 +187,10 @@ fn add_chains(ruleset: &Ruleset, batch: &mut Batch) {
             begins_no_connection(family),
             c"of a connection that has begun anew and ended",
         ),
-        (early, c"an answer to a flow that is just beginning"),
+        (
+            early,
+            c"an answer to a flow that is beginning anew, or was before it ended",
+        ),
     ] {
         let mut all = vec![
             expr::ct_state(),
@@ -205,7 +226,7 @@ fn add_chains(ruleset: &Ruleset, batch: &mut Batch) {
     // In this order: an answer finds one or the other.
     exprs.extend([
         expr::is_in(forgotten),
-        expr::update(begun, BEGINS),
+        expr::update(begun, EXPECTED),
         expr::delete(forgotten),
     ]);
     let comment = c"the pod has sent: answers belong to the new flow";
@@ -234,17 +255,34 @@ fn of_forgotten(family: Family) -> Vec<Expr> {
     exprs
 }
 
+/// Matches what a silenced pod sends to outside of the cluster.
+fn silenced(family: Family) -> Vec<Expr> {
+    let mut exprs = vec![
+        expr::source(family),
+        expr::is_in(SetName::Silenced.as_cstr()),
+    ];
+    exprs.extend(to_outside(family));
+    exprs
+}
+
 /// Matches errors of a pod that nothing listens there, to outside of the cluster.
 fn refusal(family: Family) -> Vec<Expr> {
     let (protocol, unreachable) = match family {
         Family::Ipv4 => (libc::IPPROTO_ICMP, 3),
         Family::Ipv6 => (libc::IPPROTO_ICMPV6, 1),
     };
-    vec![
+    let mut exprs = vec![
         expr::protocol(),
         expr::is(&[protocol as u8]),
         expr::icmp_type(),
         expr::is(&[unreachable]),
+    ];
+    exprs.extend(to_outside(family));
+    exprs
+}
+
+fn to_outside(family: Family) -> [Expr; 2] {
+    [
         expr::destination(family),
         expr::is_not_in(SetName::InternalRanges.as_cstr()),
     ]

@@ -51,13 +51,15 @@ pub(crate) enum SetName {
     Held,
     /// Answers to flows that were forgotten and have not begun again.
     Forgotten,
-    /// Those of them whose flow has begun again a moment ago.
+    /// Those of them whose flow has begun again.
     Begun,
+    /// Pods that policies decided about until a while ago.
+    Silenced,
 }
 
 impl SetName {
     /// Those of the tables ip and ip6.
-    pub(super) const ALL: [SetName; 10] = [
+    pub(super) const ALL: [SetName; 11] = [
         SetName::PodRanges,
         SetName::InternalRanges,
         SetName::GuardRanges,
@@ -68,6 +70,7 @@ impl SetName {
         SetName::Held,
         SetName::Forgotten,
         SetName::Begun,
+        SetName::Silenced,
     ];
 
     /// Those of the table arp.
@@ -85,6 +88,7 @@ impl SetName {
             SetName::Held => c"held",
             SetName::Forgotten => c"forgotten",
             SetName::Begun => c"begun",
+            SetName::Silenced => c"silenced",
         }
     }
 
@@ -101,7 +105,8 @@ impl SetName {
             SetName::Forgotten => {
                 c"answers to flows that are decided anew with the pod's next packet"
             }
-            SetName::Begun => c"answers to flows that have begun anew a moment ago",
+            SetName::Begun => c"answers to flows that were forgotten and have begun anew",
+            SetName::Silenced => c"pods that a policy decided about, and none does since an edit",
         }
     }
 
@@ -111,7 +116,7 @@ impl SetName {
                 libc::NFT_SET_INTERVAL as u32
             }
             SetName::FloatingIps | SetName::Translated | SetName::Fenced => 0,
-            SetName::Held => libc::NFT_SET_TIMEOUT as u32,
+            SetName::Held | SetName::Silenced => libc::NFT_SET_TIMEOUT as u32,
             SetName::Forgotten | SetName::Begun => {
                 (libc::NFT_SET_TIMEOUT | libc::NFT_SET_EVAL) as u32
             }

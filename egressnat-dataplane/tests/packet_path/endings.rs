@@ -2,10 +2,11 @@
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::thread;
 use std::time::Duration;
 
 use crate::network::{FLOATING, Network, SERVER, eventually, plan};
-use crate::redecided::unselected;
+use crate::redecided::{of_second_node, of_two_egress_ips, unselected};
 use crate::traffic::PATIENCE;
 
 const POD: &str = "10.10.1.2";
@@ -64,5 +65,43 @@ fn what_a_strict_destination_sends_in_a_forgotten_connection_opens_none_from_out
         .unwrap();
     client.write_all(b"?").unwrap();
     client.read_exact(&mut [0]).unwrap();
+    assert_eq!(network.counted("out", "watch", "own"), 0);
+}
+
+#[test]
+fn a_pod_that_does_not_hear_that_its_new_flow_is_refused_ends_it_unheard_e14_e43() {
+    let network = Network::new();
+    let [snapshot, edited] = of_two_egress_ips();
+    let apply = |node, plan| assert_eq!(network.apply(node, plan).failures, []);
+    for node in ["n1", "n2"] {
+        apply(node, of_second_node(&snapshot, node));
+    }
+    let [mut client, mut server] = network.connection();
+    // It does not take the reset, as where that has another sequence number than the one it waits for.
+    for command in [
+        "add table ip deaf",
+        "add chain ip deaf in { type filter hook input priority 0 ; }",
+        "add rule ip deaf in tcp flags & rst != 0 drop",
+    ] {
+        network.exec(POD, &format!("nft {command}"));
+    }
+    network.count("n1", "resets", "tcp flags & rst != 0");
+    let end = format!("ip saddr {POD} tcp dport {PORT} tcp flags & fin != 0");
+    network.count("n1", "ends", &end);
+    network.count("out", "own", &format!("ip saddr {POD}"));
+    for node in ["n1", "n2"] {
+        apply(node, of_second_node(&edited, node));
+    }
+    // The pod acknowledges it in a new flow, which the server refuses.
+    server.write_all(b"!").unwrap();
+    client.read_exact(&mut [0]).unwrap();
+    eventually(true, || network.counted("n1", "watch", "resets") > 0);
+    // The kernel does it by itself where none of the server's segments came before the reset.
+    network.exec("n1", &format!("conntrack -D -p tcp --dport {PORT}"));
+    // As long as it may take until it is edited again.
+    thread::sleep(Duration::from_millis(1500));
+    apply("n1", unselected(of_second_node(&edited, "n1")));
+    drop(client);
+    eventually(true, || network.counted("n1", "watch", "ends") > 0);
     assert_eq!(network.counted("out", "watch", "own"), 0);
 }

@@ -7,7 +7,7 @@ use std::thread;
 use std::time::Duration;
 
 use egressnat_core::model::{EgressSource, Gateway, GatewayKey};
-use egressnat_core::{NodePlan, PolicySetId};
+use egressnat_core::{NodePlan, PolicySetId, Snapshot};
 
 use crate::ipv6;
 use crate::network::{FLOATING, Network, SERVER, eventually, plan, planned, snapshot};
@@ -73,6 +73,25 @@ pub(crate) fn unselected(mut plan: NodePlan) -> NodePlan {
     plan
 }
 
+/// A policy before and after it gets another egress IP.
+pub(crate) fn of_two_egress_ips() -> [Snapshot; 2] {
+    let mut snapshot = snapshot();
+    let key = GatewayKey::group("kube-system".parse().unwrap(), "second".parse().unwrap());
+    let second: IpAddr = SECOND.parse().unwrap();
+    snapshot
+        .gateways
+        .insert(key.clone(), Gateway::new([second]));
+    let mut edited = snapshot.clone();
+    let policy = edited.policies.values_mut().next().unwrap();
+    policy.action = egressnat_core::model::Action::Snat(EgressSource::from(&key));
+    [snapshot, edited]
+}
+
+/// A node's plan where the second one holds both egress IPs.
+pub(crate) fn of_second_node(snapshot: &Snapshot, node: &str) -> NodePlan {
+    planned(snapshot, node, &[(FLOATING, "n2"), (SECOND, "n2")])
+}
+
 /// As whom the server says to see a socket, once it says something new.
 fn seen_by(socket: &UdpSocket) -> String {
     let mut buffer = [0; 64];
@@ -122,14 +141,26 @@ fn talked_to(network: &Network, plan: NodePlan, [pod, server, floating, node]: [
         assert_eq!(own, 0, "packets with the pod's own address");
     }
     drop(talker);
-    // Steered again, the answers are the new flow's: nothing is expected any more, and nothing is left of that.
+    // Steered again, the answers are the new flow's: none is expected any more.
     network.apply("n1", plan.clone());
     socket.send(b"?").unwrap();
-    eventually(false, || {
+    let set = |name| format!("set {family} egressnat {name}");
+    let is_filled = |name| {
+        let listed = network.exec("n1", &format!("nft list {}", set(name)));
+        listed.contains("elements")
+    };
+    eventually(false, || is_filled("forgotten"));
+    // Nothing is left of that once these are empty, as they are in three minutes.
+    let has_chains = || {
         network.apply("n1", plan.clone());
         let listed = network.exec("n1", &format!("nft list table {family} egressnat"));
         listed.contains("chain answers")
-    });
+    };
+    for name in ["begun", "silenced"] {
+        assert!(is_filled(name) && has_chains(), "{name}");
+        network.exec("n1", &format!("nft flush {}", set(name)));
+    }
+    assert!(!has_chains());
 }
 
 #[test]
@@ -153,19 +184,10 @@ fn a_pod_that_hears_before_it_speaks_leaves_as_decided_in_ipv6_e14_e44() {
 fn a_flow_whose_policy_gets_another_egress_ip_of_the_same_node_leaves_with_that_e44() {
     let network = Network::new();
     network.mirror(SERVER, PORT);
-    let mut snapshot = snapshot();
-    let key = GatewayKey::group("kube-system".parse().unwrap(), "second".parse().unwrap());
-    let second: IpAddr = SECOND.parse().unwrap();
-    snapshot
-        .gateways
-        .insert(key.clone(), Gateway::new([second]));
-    let mut edited = snapshot.clone();
-    let policy = edited.policies.values_mut().next().unwrap();
-    policy.action = egressnat_core::model::Action::Snat(EgressSource::from(&key));
-    let holders = [(FLOATING, "n2"), (SECOND, "n2")];
+    let [snapshot, edited] = of_two_egress_ips();
     let apply = |snapshot| {
         for node in ["n1", "n2"] {
-            let report = network.apply(node, planned(snapshot, node, &holders));
+            let report = network.apply(node, of_second_node(snapshot, node));
             assert_eq!(report.failures, [], "{node}");
         }
     };
