@@ -5,6 +5,7 @@ mod change;
 mod claims;
 mod doubt;
 mod ensure;
+mod entries;
 mod floating;
 mod followed;
 mod host;
@@ -45,6 +46,7 @@ use crate::redecide::{affected_pods, expect_ends, forget_stale, selected_pods};
 use crate::segment::Segment;
 use applicable::applicable;
 use doubt::Doubts;
+use entries::EntryAudit;
 use followed::Followed;
 use host::HostFindings;
 use kept::Kept;
@@ -119,6 +121,7 @@ pub struct Dataplane {
     /// What the kernel has, as far as it is not in doubt.
     kept: Kept,
     doubts: Doubts,
+    entry_audit: EntryAudit,
     located: Option<Located>,
     /// Whether every running connection is as the kept plan decides. An agent may have been killed between a decision and this.
     is_settled: bool,
@@ -205,6 +208,7 @@ impl Dataplane {
             table_events,
             kept: Kept::default(),
             doubts: Doubts::ALL,
+            entry_audit: EntryAudit::default(),
             located: None,
             is_settled: false,
             host: HostFindings::default(),
@@ -245,8 +249,8 @@ impl Dataplane {
     }
 
     /// Waits until the plan wants to be applied again: links, addresses, routes or rules of the namespace changed, or somebody
-    /// touched what is ours. What the kernel tells nobody, such as a program that is taken off an interface, is looked for
-    /// twice a second.
+    /// touched what is ours. What the kernel tells nobody, such as a program that is taken off an interface or an entry of a
+    /// map, is looked for twice a second.
     ///
     /// Cancel safe.
     pub async fn changed(&mut self) {
@@ -272,6 +276,7 @@ impl Dataplane {
                 }
                 () = self.restoration.audit_is_due() => {
                     self.audit();
+                    self.audit_entries();
                     if self.doubts.exist() {
                         return;
                     }
@@ -299,6 +304,9 @@ impl Dataplane {
         if report.failures.is_empty() {
             self.doubts = Doubts::NONE;
         }
+        if report.changes > 0 {
+            self.entry_audit = EntryAudit::default();
+        }
         report.failures.extend(findings);
         report
     }
@@ -313,6 +321,7 @@ impl Dataplane {
         findings: &mut Vec<Failure>,
     ) {
         self.ensure(plan, &mut doubts, report, findings).await;
+        self.restore_entries(doubts, report);
         let mut before = doubts.exist().then(|| self.kept.clone());
         if doubts.maps
             && let Err(error) = self
@@ -325,7 +334,7 @@ impl Dataplane {
             Ok(interfaces) => interfaces,
             Err(error) => return fail(report, "interfaces of pods", &error),
         };
-        self.forget_moved_pods(&interfaces, report);
+        self.forget_moved_pods(&interfaces, before.as_ref(), report);
         if let Err(error) = self.observe(doubts).await {
             return fail(report, "the kernel's present state", &error);
         }

@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use egressnat_core::Steering;
 use egressnat_core::gateway::EgressId;
 
 use crate::dataplane::ObserveError;
-use crate::maps::{EgressEntry, FIRST_EGRESS, Maps};
+use crate::family::Family;
+use crate::maps::{DROP, EgressEntry, FIRST_EGRESS, FORWARD, KEEP, Maps};
 use crate::mark::MarkMask;
 use crate::programs::ProgramsError;
 
@@ -26,7 +28,7 @@ impl EgressTable {
         let (mut entries, mut addresses) = (BTreeMap::new(), BTreeMap::new());
         for entry in maps.egress_ips()? {
             if entry.index > mark.max_index() {
-                maps.free_egress(entry)?;
+                maps.set_egress(EgressEntry::free(Family::of(entry.address), entry.index))?;
             } else {
                 entries.insert(entry.address, entry);
                 addresses.insert(entry.index, entry.address);
@@ -46,6 +48,51 @@ impl EgressTable {
 
     pub(crate) fn address(&self, index: u32) -> Option<IpAddr> {
         self.addresses.get(&index).copied()
+    }
+
+    /// What the value of a destination says of what becomes of a packet.
+    pub(crate) fn value_of(&self, steering: Steering) -> Result<u16, ObserveError> {
+        match steering {
+            Steering::Forward => Ok(FORWARD),
+            Steering::Keep => Ok(KEEP),
+            Steering::Drop => Ok(DROP),
+            Steering::Snat(address) => {
+                let index = self.index(address);
+                let index = index.and_then(|index| u16::try_from(index).ok());
+                index.ok_or(ObserveError::NoEgressIndex(address))
+            }
+        }
+    }
+
+    /// What a slot of a family is to have.
+    pub(crate) fn slot(&self, family: Family, index: u32) -> EgressEntry {
+        let address = self.address(index);
+        let address = address.filter(|address| Family::of(*address) == family);
+        let entry = address.and_then(|address| self.entries.get(&address));
+        let free = || EgressEntry::free(family, index);
+        entry.copied().unwrap_or_else(free)
+    }
+
+    /// Slots of IPv4 and of IPv6 behind which none is in use.
+    pub(crate) fn ends(&self) -> [u32; 2] {
+        Family::ALL.map(|family| {
+            let mut used = self.addresses.iter().rev();
+            let last = used.find(|(_, address)| Family::of(**address) == family);
+            last.map_or(0, |(index, _)| index + 1)
+        })
+    }
+
+    /// Writes the slots anew that somebody altered. Returns what they have now.
+    pub(crate) fn restore(&self, maps: &mut Maps) -> Result<Vec<EgressEntry>, ProgramsError> {
+        let mut restored = Vec::new();
+        for slot in maps.slots()? {
+            let right = self.slot(Family::of(slot.address), slot.index);
+            if slot != right {
+                maps.set_egress(right)?;
+                restored.push(right);
+            }
+        }
+        Ok(restored)
     }
 
     /// The mark that stands for an egress IP held here.
@@ -117,7 +164,7 @@ impl EgressTable {
             };
             self.addresses.remove(&entry.index);
             self.first_free = self.first_free.min(entry.index);
-            maps.free_egress(entry)?;
+            maps.set_egress(EgressEntry::free(Family::of(entry.address), entry.index))?;
         }
         Ok(())
     }

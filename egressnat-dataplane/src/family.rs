@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 use nftnl::ProtoFamily;
@@ -33,6 +33,14 @@ impl Family {
     /// The family of a range.
     pub(crate) fn of_range(range: &IpNet) -> Self {
         Self::of(range.addr())
+    }
+
+    /// The address that is none.
+    pub(crate) fn unspecified(self) -> IpAddr {
+        match self {
+            Family::Ipv4 => Ipv4Addr::UNSPECIFIED.into(),
+            Family::Ipv6 => Ipv6Addr::UNSPECIFIED.into(),
+        }
     }
 
     /// Bits of an address.

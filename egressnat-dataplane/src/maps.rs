@@ -1,6 +1,7 @@
 //! The maps of the eBPF programs, as Rust sees them.
 
-mod array;
+mod batch;
+mod entries;
 mod policies;
 
 use std::net::IpAddr;
@@ -11,9 +12,13 @@ use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues};
 use ipnet::IpNet;
 
+use crate::family::Family;
 use crate::programs::ProgramsError;
 
-pub(crate) use array::read as read_array;
+use batch::all;
+
+pub(crate) use batch::read_array;
+pub(crate) use entries::{Entry, Walk};
 pub(crate) use policies::{
     DestinationValue, FIRST_POLICY, MAX_POLICIES, NAME_LENGTH, PolicyMaps, PolicyTraffic,
 };
@@ -55,13 +60,30 @@ pub(crate) struct PodEntry {
     pub(crate) set: u32,
 }
 
-/// An egress IP in its slot.
+/// A slot of an egress IP.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct EgressEntry {
     pub(crate) index: u32,
     pub(crate) address: IpAddr,
     pub(crate) vni: u32,
     pub(crate) is_local: bool,
+}
+
+impl EgressEntry {
+    /// One that is of none.
+    pub(crate) fn free(family: Family, index: u32) -> Self {
+        Self {
+            index,
+            address: family.unspecified(),
+            vni: 0,
+            is_local: false,
+        }
+    }
+
+    /// Whether it is of none.
+    pub(crate) fn is_free(&self) -> bool {
+        self.address.is_unspecified()
+    }
 }
 
 /// Calls a method of the maps of an address's family.
@@ -167,7 +189,14 @@ impl Maps {
 
     /// The egress IPs that have a slot.
     pub(crate) fn egress_ips(&self) -> Result<Vec<EgressEntry>, ProgramsError> {
-        Ok([self.ipv4.egress_ips()?, self.ipv6.egress_ips()?].concat())
+        let mut slots = self.slots()?;
+        slots.retain(|slot| !slot.is_free());
+        Ok(slots)
+    }
+
+    /// All slots of egress IPs, also those that are free.
+    pub(crate) fn slots(&self) -> Result<Vec<EgressEntry>, ProgramsError> {
+        Ok([self.ipv4.slots()?, self.ipv6.slots()?].concat())
     }
 
     /// Writes the slot of an egress IP.
@@ -183,30 +212,14 @@ impl Maps {
         ))
     }
 
-    /// Frees the slot of an egress IP.
-    pub(crate) fn free_egress(&mut self, egress: EgressEntry) -> Result<(), ProgramsError> {
-        of_family!(self, egress.address, |maps, octets| {
-            let address = octets.map(|_| 0);
-            maps.set_egress(
-                egress.index,
-                Egress {
-                    address,
-                    vni: 0,
-                    local: 0,
-                },
-            )
-        })
-    }
-
     /// The nodes that steered packets are accepted from.
     pub(crate) fn peers(&self) -> Result<Vec<IpAddr>, ProgramsError> {
-        let ipv4 = self.peers.keys().map(|key| {
-            key.map(|address| IpAddr::from(address.to_be_bytes()))
-                .map_err(map_error("peers"))
-        });
-        let ipv6 = self.peers6.keys();
-        let ipv6 = ipv6.map(|key| key.map(IpAddr::from).map_err(map_error("peers6")));
-        ipv4.chain(ipv6).collect()
+        let ipv4 = all(&self.peers).map_err(map_error("peers"))?;
+        let ipv6 = all(&self.peers6).map_err(map_error("peers6"))?;
+        let ipv4 = ipv4.into_iter().map(|(key, _)| peer_of(key));
+        Ok(ipv4
+            .chain(ipv6.into_iter().map(|(key, _)| key.into()))
+            .collect())
     }
 
     /// Accepts steered packets from a node.
@@ -253,6 +266,11 @@ impl Maps {
         let set = self.traffic.set(index, zeros, 0);
         set.map_err(map_error("traffic"))
     }
+}
+
+/// A key of `peers`.
+fn peer_of(key: u32) -> IpAddr {
+    IpAddr::from(key.to_be_bytes())
 }
 
 pub(crate) fn map_error(name: &'static str) -> impl FnOnce(MapError) -> ProgramsError {
@@ -343,6 +361,16 @@ struct PodKey<A> {
     ifindex: u32,
 }
 
+impl<A: Octets> From<(PodKey<A>, u32)> for PodEntry {
+    fn from((key, set): (PodKey<A>, u32)) -> Self {
+        Self {
+            address: key.address.into(),
+            ifindex: key.ifindex,
+            set,
+        }
+    }
+}
+
 impl<A> PodKey<A> {
     fn new(address: A, ifindex: u32) -> Self {
         Self { address, ifindex }
@@ -360,6 +388,17 @@ struct DestinationKey<A> {
 /// Bits of a destination's key before the address.
 const SET_BITS: u32 = 32;
 
+/// What an entry of `destinations` means; none if it is of no policy set in particular, as no entry of ours is.
+fn destination_of<A: Octets>(
+    (key, value): (Key<DestinationKey<A>>, u32),
+) -> Option<(u32, IpNet, DestinationValue)> {
+    let DestinationKey { set, address } = key.data();
+    let length = u8::try_from(key.prefix_len().checked_sub(SET_BITS)?).ok()?;
+    // The bits behind the prefix mean nothing.
+    let prefix = IpNet::new(address.into(), length).ok()?.trunc();
+    Some((set, prefix, DestinationValue::from_bits(value)))
+}
+
 fn destination_key<A: Octets>(set: u32, address: A, prefix: IpNet) -> Key<DestinationKey<A>> {
     let bits = SET_BITS + u32::from(prefix.prefix_len());
     Key::new(bits, DestinationKey { set, address })
@@ -372,6 +411,17 @@ struct Egress<A> {
     address: A,
     vni: u32,
     local: u32,
+}
+
+impl<A: Octets> From<(u32, Egress<A>)> for EgressEntry {
+    fn from((index, egress): (u32, Egress<A>)) -> Self {
+        Self {
+            index,
+            address: egress.address.into(),
+            vni: egress.vni,
+            is_local: egress.local != 0,
+        }
+    }
 }
 
 // SAFETY: plain integers and bytes, `repr(C)`, no padding: an address is of 4 or of 16 bytes.
@@ -409,15 +459,8 @@ impl<A: Octets> AddressMaps<A> {
     }
 
     fn pods(&self) -> Result<Vec<PodEntry>, ProgramsError> {
-        let entry = |entry: Result<(PodKey<A>, u32), MapError>| {
-            let (key, set) = entry.map_err(map_error(A::NAMES.pods))?;
-            Ok(PodEntry {
-                address: key.address.into(),
-                ifindex: key.ifindex,
-                set,
-            })
-        };
-        self.pods.iter().map(entry).collect()
+        let pods = all(&self.pods).map_err(map_error(A::NAMES.pods))?;
+        Ok(pods.into_iter().map(PodEntry::from).collect())
     }
 
     fn set_pod(&mut self, key: PodKey<A>, set: u32) -> Result<(), ProgramsError> {
@@ -431,16 +474,8 @@ impl<A: Octets> AddressMaps<A> {
     }
 
     fn destinations(&self) -> Result<Vec<(u32, IpNet, DestinationValue)>, ProgramsError> {
-        let mut destinations = Vec::new();
-        for entry in self.destinations.iter() {
-            let (key, value) = entry.map_err(map_error(A::NAMES.destinations))?;
-            let DestinationKey { set, address } = key.data();
-            let length = key.prefix_len().saturating_sub(SET_BITS) as u8;
-            let prefix = IpNet::new(address.into(), length);
-            destinations
-                .extend(prefix.map(|prefix| (set, prefix, DestinationValue::from_bits(value))));
-        }
-        Ok(destinations)
+        let all = all(&self.destinations).map_err(map_error(A::NAMES.destinations))?;
+        Ok(all.into_iter().filter_map(destination_of).collect())
     }
 
     fn set_destination(
@@ -457,21 +492,9 @@ impl<A: Octets> AddressMaps<A> {
         removed.map_err(map_error(A::NAMES.destinations))
     }
 
-    fn egress_ips(&self) -> Result<Vec<EgressEntry>, ProgramsError> {
-        let all = read_array(&self.egress_ips).map_err(map_error(A::NAMES.egress_ips))?;
-        let mut entries = Vec::new();
-        for (index, egress) in (0..).zip(all) {
-            let address: IpAddr = egress.address.into();
-            if !address.is_unspecified() {
-                entries.push(EgressEntry {
-                    index,
-                    address,
-                    vni: egress.vni,
-                    is_local: egress.local != 0,
-                });
-            }
-        }
-        Ok(entries)
+    fn slots(&self) -> Result<Vec<EgressEntry>, ProgramsError> {
+        let all = all(&self.egress_ips).map_err(map_error(A::NAMES.egress_ips))?;
+        Ok(all.into_iter().map(EgressEntry::from).collect())
     }
 
     fn set_egress(&mut self, index: u32, egress: Egress<A>) -> Result<(), ProgramsError> {

@@ -40,6 +40,36 @@ impl PolicyTable {
         self.names.get(&index)
     }
 
+    /// How many policies have an index.
+    pub(crate) fn len(&self) -> usize {
+        self.names.len()
+    }
+
+    /// Writes the names anew that somebody altered, and takes away others. Returns the indices of both.
+    pub(crate) fn restore(&self, maps: &mut PolicyMaps) -> Result<Vec<u32>, ProgramsError> {
+        let mut missing = self.names.clone();
+        let mut restored = Vec::new();
+        for (index, name) in maps.entries()? {
+            let own = u16::try_from(index).ok();
+            let own = own.and_then(|own| Some((own, self.name(own)?)));
+            match own {
+                Some((own, right)) if name.as_ref() == Some(right) => _ = missing.remove(&own),
+                // Written below.
+                Some(_) => {}
+                None => {
+                    maps.remove_name(index)?;
+                    restored.push(index);
+                }
+            }
+        }
+        for (index, name) in &missing {
+            let index = u32::from(*index);
+            maps.rewrite_name(index, name)?;
+            restored.push(index);
+        }
+        Ok(restored)
+    }
+
     /// Gives an index to every policy that decides in `desired`; those of `observed` may still be counting. A policy without one,
     /// for lack of room or because the kernel refuses it, decides all the same and counts nowhere: it is taken out of the deciders.
     pub(crate) fn allocate(

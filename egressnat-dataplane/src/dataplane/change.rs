@@ -4,10 +4,10 @@ use std::collections::BTreeSet;
 use std::mem::discriminant;
 use std::net::IpAddr;
 
-use egressnat_core::{Change, Failure, NodePlan, Report, Steering};
+use egressnat_core::{Change, Failure, NodePlan, Report};
 
 use super::{Dataplane, ObserveError, fail};
-use crate::maps::{DROP, DestinationValue, FORWARD, KEEP, PodEntry};
+use crate::maps::{DestinationValue, PodEntry};
 use crate::ports::PodInterfaces;
 use crate::programs::ProgramsError;
 
@@ -91,16 +91,7 @@ impl Dataplane {
             Change::AddPeer(peer) => self.maps.add_peer(peer)?,
             Change::RemovePeer(peer) => self.maps.remove_peer(peer)?,
             Change::SetDestination(set, prefix, steering) => {
-                let egress = match steering {
-                    Steering::Forward => FORWARD,
-                    Steering::Keep => KEEP,
-                    Steering::Drop => DROP,
-                    Steering::Snat(address) => {
-                        let index = self.egress.index(address);
-                        let index = index.and_then(|index| u16::try_from(index).ok());
-                        index.ok_or(ObserveError::NoEgressIndex(address))?
-                    }
-                };
+                let egress = self.egress.value_of(steering)?;
                 let decider = desired.deciders.get(&(set, prefix));
                 let policy = decider.and_then(|name| self.policies.index(name));
                 let value = DestinationValue {

@@ -241,7 +241,7 @@ impl Dataplane {
 }
 
 /// Notes what is always there, and had to be made anew.
-fn wrote(report: &mut Report, made: bool, resource: Resource, object: &str) {
+pub(super) fn wrote(report: &mut Report, made: bool, resource: Resource, object: &str) {
     if made {
         let object = object.to_owned();
         report.changes += 1;

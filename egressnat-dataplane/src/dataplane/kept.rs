@@ -1,5 +1,6 @@
 //! What the kernel has, as far as this process has read or written it.
 
+mod entries;
 mod floating;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -17,6 +18,7 @@ use crate::maps::{DROP, FORWARD, KEEP, Maps};
 use crate::nft::{NftError, Ruleset, SetName};
 use crate::policy_table::PolicyTable;
 
+pub(super) use entries::Tally;
 pub(super) use floating::Parts;
 
 /// What the kernel has. Every write that the kernel has acknowledged is noted here; what it refused is read again.
@@ -58,10 +60,12 @@ impl Kept {
                 FORWARD => Steering::Forward,
                 KEEP => Steering::Keep,
                 DROP => Steering::Drop,
-                index => match egress.address(u32::from(index)) {
-                    Some(address) => Steering::Snat(address),
-                    None => Steering::Forward,
-                },
+                // An index of none is nothing that any plan says: written by others, it differs whatever is desired.
+                index => Steering::Snat(
+                    egress
+                        .address(u32::from(index))
+                        .unwrap_or_else(|| Family::of_range(&prefix).unspecified()),
+                ),
             };
             let key = (PolicySetId(set), prefix);
             self.plan.destinations.insert(key, steering);

@@ -4,10 +4,12 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use egressnat_core::{NodePlan, Report};
+use egressnat_core::{NodePlan, Report, Resource};
 use ipnet::IpNet;
 
 use super::doubt::Doubts;
+use super::ensure::wrote;
+use super::kept::Kept;
 use super::{Dataplane, ObserveError, fail};
 use crate::family::Family;
 use crate::nft::Fence;
@@ -69,8 +71,14 @@ impl Dataplane {
         Ok(())
     }
 
-    /// Takes pods out of the maps whose address is on another interface now, or on none.
-    pub(super) fn forget_moved_pods(&mut self, interfaces: &PodInterfaces, report: &mut Report) {
+    /// Takes pods out of the maps whose address is on another interface now, or on none. What others put there, as `before` the maps were
+    /// read shows, is told.
+    pub(super) fn forget_moved_pods(
+        &mut self,
+        interfaces: &PodInterfaces,
+        before: Option<&Kept>,
+        report: &mut Report,
+    ) {
         let is_there = |(address, ifindex): &(IpAddr, u32)| {
             interfaces.by_address.get(address) == Some(ifindex)
         };
@@ -81,6 +89,12 @@ impl Dataplane {
         }
         for (address, ifindex) in moved {
             match self.maps.remove_pod(address, ifindex) {
+                Ok(())
+                    if before.is_some_and(|kept| !kept.pods.contains_key(&(address, ifindex))) =>
+                {
+                    let object = format!("- pod {address} on interface {ifindex}");
+                    wrote(report, true, Resource::Entry, &object);
+                }
                 Ok(()) => report.changes += 1,
                 Err(error) => fail(report, &format!("pod {address}"), &error),
             }

@@ -16,7 +16,7 @@ use crate::programs::Hook;
 /// How often what the kernel tells nobody is looked at: what is gone is back within a second.
 const AUDIT: Duration = Duration::from_millis(500);
 
-/// How often all is read again: the maps are what nobody tells about and an audit does not look at.
+/// How often all is read again, whatever was told and looked at.
 const READING: Duration = Duration::from_secs(10);
 
 /// Tells what others did: when something was in doubt, a change that what was kept does not explain undoes it.
@@ -42,6 +42,11 @@ pub(super) struct Comparison<'a> {
 impl Restoration {
     pub(super) fn counts(&self) -> &BTreeMap<Resource, u64> {
         &self.counts
+    }
+
+    /// Whether a plan was applied before, so that what is kept is what this run knows.
+    pub(super) fn has_applied(&self) -> bool {
+        self.has_applied
     }
 
     /// Waits until the next audit is due.
@@ -94,7 +99,7 @@ impl Restoration {
 /// Whether a change is about a pod that was elsewhere before.
 fn has_moved(change: &Change, before: &Kept, now: &PodInterfaces) -> bool {
     match change {
-        Change::SetPod(pod, _) | Change::RemovePod(pod) => {
+        Change::SetPod(pod, _) => {
             let now = now.by_address.get(pod).copied();
             !now.is_some_and(|ifindex| before.pods.contains_key(&(*pod, ifindex)))
         }

@@ -4,6 +4,7 @@ use aya::Pod;
 use aya::maps::{HashMap, Map, MapData, PerCpuArray, PerCpuValues};
 use egressnat_core::model::PolicyName;
 
+use super::batch::all;
 use super::{Traffic, map_error};
 use crate::programs::ProgramsError;
 
@@ -63,7 +64,7 @@ impl std::ops::AddAssign for PolicyTraffic {
 /// The maps by the index of a policy.
 pub(crate) struct PolicyMaps {
     traffic: PerCpuArray<MapData, PolicyTraffic>,
-    names: HashMap<MapData, u32, [u8; NAME_LENGTH]>,
+    pub(super) names: HashMap<MapData, u32, [u8; NAME_LENGTH]>,
 }
 
 impl PolicyMaps {
@@ -80,21 +81,40 @@ impl PolicyMaps {
         })
     }
 
-    /// The policies that have an index. What is no name is none of them: nobody else writes here.
+    /// The policies that have an index. What is no name is none of them.
     pub(crate) fn names(&self) -> Result<Vec<(u32, PolicyName)>, ProgramsError> {
-        let mut names = Vec::new();
-        for entry in self.names.iter() {
-            let (index, name) = entry.map_err(map_error("policy_names"))?;
-            names.extend(decoded(&name).map(|name| (index, name)));
-        }
-        Ok(names)
+        let entries = self.entries()?.into_iter();
+        let names = entries.filter_map(|(index, name)| Some((index, name?)));
+        Ok(names.collect())
+    }
+
+    /// The indices that have an entry, and their policies unless somebody wrote what is no name.
+    pub(crate) fn entries(&self) -> Result<Vec<(u32, Option<PolicyName>)>, ProgramsError> {
+        let names = all(&self.names).map_err(map_error("policy_names"))?;
+        let names = names.into_iter();
+        Ok(names.map(|(index, name)| (index, decoded(&name))).collect())
     }
 
     /// Gives an index to a policy, for which it counts from 0.
     pub(crate) fn set_name(&mut self, index: u32, name: &PolicyName) -> Result<(), ProgramsError> {
         self.reset(index)?;
+        self.rewrite_name(index, name)
+    }
+
+    /// Writes the name of a policy that has an index; what was counted for it stays.
+    pub(crate) fn rewrite_name(
+        &mut self,
+        index: u32,
+        name: &PolicyName,
+    ) -> Result<(), ProgramsError> {
         let set = self.names.insert(index, encoded(name), 0);
         set.map_err(map_error("policy_names"))
+    }
+
+    /// Takes away the name of an index that is no policy's.
+    pub(crate) fn remove_name(&mut self, index: u32) -> Result<(), ProgramsError> {
+        let removed = self.names.remove(&index);
+        removed.map_err(map_error("policy_names"))
     }
 
     /// What was counted for the policy with this index, on all CPUs.
@@ -126,7 +146,7 @@ fn encoded(name: &PolicyName) -> [u8; NAME_LENGTH] {
     bytes
 }
 
-fn decoded(bytes: &[u8]) -> Option<PolicyName> {
+pub(super) fn decoded(bytes: &[u8]) -> Option<PolicyName> {
     let end = bytes.iter().position(|byte| *byte == 0)?;
     std::str::from_utf8(&bytes[..end]).ok()?.parse().ok()
 }

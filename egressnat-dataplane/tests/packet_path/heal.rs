@@ -1,12 +1,10 @@
 //! What others remove or alter is back within a second, and told.
 
 use std::collections::BTreeSet;
-use std::net::Ipv4Addr;
 use std::sync::mpsc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use aya::maps::{HashMap, Map, MapData};
 use egressnat_core::{NodePlan, Resource, Restored};
 use egressnat_dataplane::{Attachment, Config, Dataplane, TableOwnership};
 use tokio::sync::oneshot;
@@ -65,6 +63,16 @@ impl Keeper {
     /// Waits until it is told that an object of this kind is back.
     pub(crate) fn wait_for(&self, resource: Resource) {
         while !self.next().iter().any(|one| one.resource == resource) {}
+    }
+
+    /// How often the plan is applied within some time.
+    pub(crate) fn applied_within(&self, time: Duration) -> usize {
+        let start = Instant::now();
+        let next = || {
+            let rest = time.saturating_sub(start.elapsed());
+            self.restored.recv_timeout(rest)
+        };
+        std::iter::from_fn(|| next().ok()).count()
     }
 
     fn next(&self) -> Vec<Restored> {
@@ -352,30 +360,4 @@ fn pins_that_somebody_deletes_are_back_within_a_second_and_the_next_run_takes_ov
             "{attachment:?}"
         );
     }
-}
-
-#[test]
-fn what_others_do_to_an_ebpf_map_which_nobody_tells_is_undone_before_long() {
-    let network = Network::new();
-    network.apply("n2", plan("n2", "n2"));
-    let keeper = network.keep("n1", network.config("n1"), plan("n1", "n2"));
-    let open = || {
-        let map = MapData::from_pin(network.pins("n1").join("v1/peers")).unwrap();
-        HashMap::<_, u32, u32>::try_from(Map::HashMap(map)).unwrap()
-    };
-    let peer = u32::from(Ipv4Addr::new(192, 168, 1, 2));
-    let stranger = u32::from(Ipv4Addr::new(192, 168, 1, 254));
-    open().remove(&peer).unwrap();
-    open().insert(stranger, 1, 0).unwrap();
-    let mut restored = BTreeSet::new();
-    while restored.len() < 2 {
-        restored.extend(keeper.next().into_iter().map(|one| one.object));
-    }
-    let want = ["+ peer 192.168.1.2", "- peer 192.168.1.254"];
-    assert_eq!(restored, want.map(str::to_owned).into());
-    let peers: Vec<u32> = open().keys().map(Result::unwrap).collect();
-    assert!(
-        peers.contains(&peer) && !peers.contains(&stranger),
-        "{peers:?}"
-    );
 }

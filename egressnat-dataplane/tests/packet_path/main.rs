@@ -21,6 +21,7 @@ mod counters;
 mod encapsulation;
 mod endings;
 mod enforcement;
+mod entries;
 mod explained;
 mod failures;
 mod fence;

@@ -28,6 +28,19 @@ impl Kept {
         self.parts.get(&address).is_some_and(|parts| parts.is_here)
     }
 
+    /// Whether packets of other nodes are led to a floating IP.
+    pub(super) fn is_numbered(&self, address: IpAddr) -> bool {
+        let parts = self.parts.get(&address);
+        parts.is_some_and(|parts| parts.is_numbered)
+    }
+
+    /// The floating IPs that packets of other nodes are led to.
+    pub(in crate::dataplane) fn numbered(&self) -> impl Iterator<Item = IpAddr> {
+        let parts = self.parts.iter();
+        let parts = parts.filter(|(_, parts)| parts.is_numbered);
+        parts.map(|(address, _)| *address)
+    }
+
     /// Whether a floating IP takes no new connections.
     pub(in crate::dataplane) fn is_guarded(&self, address: IpAddr) -> bool {
         let parts = self.parts.get(&address);
