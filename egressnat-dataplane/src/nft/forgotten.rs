@@ -51,6 +51,9 @@ const CT_NEW: u32 = 8;
 /// What tables have besides the chains that are declared for them.
 pub(super) const CHAINS: [&CStr; 3] = [ANSWERS, ASTRAY, BEGUN_ANEW];
 
+/// The sets that the chains look into.
+const NOTES: [SetName; 3] = [SetName::Forgotten, SetName::Begun, SetName::Silenced];
+
 /// The set `forgotten` with its chains.
 pub(crate) struct Forgotten;
 
@@ -91,6 +94,23 @@ impl Forgotten {
         owner.commit(&batch.finalize(), "answers to flows that are forgotten")
     }
 
+    /// What a table has noted that is about to be replaced, each for as long as it was to stay: to be put into the new one, with
+    /// [`declare`](Self::declare).
+    pub(super) fn carried(family: Family) -> Vec<Elements> {
+        let carried = NOTES.into_iter().filter_map(|name| {
+            // A set that the old layout has not is empty.
+            let keys = query::expiring_keys(family, name).unwrap_or_default();
+            let elements = || Elements::of(family, name).keys_for(&keys);
+            (!keys.is_empty()).then(elements)
+        });
+        carried.collect()
+    }
+
+    /// Puts the chains into a new table.
+    pub(super) fn declare(ruleset: &Ruleset, batch: &mut Batch) {
+        add_chains(ruleset, batch);
+    }
+
     /// Whether the chains of a family are there.
     fn is_expecting(family: Family) -> Result<bool, NftError> {
         query::has_chain(family, ANSWERS)
@@ -101,7 +121,7 @@ impl Forgotten {
         if !Self::is_expecting(family)? {
             return Ok(());
         }
-        for name in [SetName::Forgotten, SetName::Begun, SetName::Silenced] {
+        for name in NOTES {
             if query::is_filled(family, name)? {
                 return Ok(());
             }

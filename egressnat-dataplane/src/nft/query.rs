@@ -77,6 +77,16 @@ pub(super) fn expiring(
     Ok(elements.filter_map(expiring).collect())
 }
 
+/// The keys of a set that go by themselves, and when.
+pub(super) fn expiring_keys(
+    family: Family,
+    name: SetName,
+) -> Result<Vec<(Vec<u8>, Duration)>, NftError> {
+    let expiring = |element: Element| Some((element.key, element.expires_in?));
+    let elements = elements(family.into(), name)?.into_iter();
+    Ok(elements.filter_map(expiring).collect())
+}
+
 /// The mappings of a map: mark and address.
 pub(super) fn mappings(family: Family, name: SetName) -> Result<BTreeSet<(u32, IpAddr)>, NftError> {
     let mapping = |element: Element| {

@@ -12,6 +12,7 @@ use nftnl::{Batch, MsgType};
 use super::batch::NftError;
 use super::counter::Counter;
 use super::fence;
+use super::forgotten::Forgotten;
 use super::inventory::altered;
 use super::masquerade;
 use super::owner::{Owner, Standing};
@@ -98,9 +99,10 @@ impl Ruleset {
             }
             Standing::Other(present) => present,
         };
-        let (kept, rules) = match &present {
+        let (kept, notes, rules) = match &present {
             Some(table) => (
                 self.kept_elements(&table.userdata),
+                Forgotten::carried(self.family),
                 masquerade::read(self.family).unwrap_or_default(),
             ),
             None => Default::default(),
@@ -114,7 +116,10 @@ impl Ruleset {
             }
             batch.add(&owner.named(self.family, &layout), MsgType::Add);
             self.declare(&rules, &mut batch);
-            for elements in &kept {
+            if !notes.is_empty() {
+                Forgotten::declare(self, &mut batch);
+            }
+            for elements in kept.iter().chain(&notes) {
                 elements.add_to(&mut batch, Change::Add);
             }
             batch.finalize()

@@ -290,6 +290,21 @@ impl Elements {
         self.timed_element(&key, 0, None, Some(milliseconds(time)))
     }
 
+    /// Keys that go by themselves after some time, as the kernel tells them. One of another length, of a set that had other keys, is left
+    /// out.
+    pub(super) fn keys_for(self, keys: &[(Vec<u8>, Duration)]) -> Self {
+        // SAFETY: the set lives.
+        let length = unsafe {
+            sys::nftnl_set_get_u32(self.set.as_ptr(), sys::NFTNL_SET_KEY_LEN as u16) as usize
+        };
+        let keys = keys.iter().filter(|(key, _)| key.len() == length);
+        keys.fold(self, |elements, (key, time)| {
+            // No time at all would be for ever.
+            let time = milliseconds(*time).max(1);
+            elements.timed_element(key, 0, None, Some(time))
+        })
+    }
+
     fn element(self, key: &[u8], flags: u32, data: Option<&[u8]>) -> Self {
         self.timed_element(key, flags, data, None)
     }

@@ -1,8 +1,15 @@
 //! The table in a namespace of its own. Needs root.
 
+use std::time::Duration;
+
+use egressnat_core::model::Protocol;
+
 use super::*;
 use crate::config::TableOwnership;
 use crate::nft::inventory::assert_unaltered;
+use crate::nft::set::Answer;
+
+const A_MINUTE: Duration = Duration::from_secs(60);
 
 /// Runs on a thread with a network namespace of its own, which ends with it.
 fn in_new_namespace(work: impl FnOnce() + Send + 'static) {
@@ -72,6 +79,19 @@ fn replace_table(family: Family, ranges: [&str; 2], floating: &str, inside: &str
     .unwrap();
     let rules = BTreeMap::from([(matched(inside), MasqueradeAction::Keep)]);
     Ruleset::change_masquerade(&owner, family, &rules, &[]).unwrap();
+    // An edit was just made: answers to flows that it ended are on their way.
+    let answer = Answer {
+        addresses: [floating; 2],
+        protocol: Protocol::TCP,
+        ports: [443, 50_000],
+    };
+    Forgotten::expect(&owner, &ruleset(family, mark, 1), &[answer]).unwrap();
+    let begun = Elements::of(family, SetName::Begun).answer_for(&answer, A_MINUTE);
+    let silenced = Elements::of(family, SetName::Silenced).address_for(floating, A_MINUTE);
+    Ruleset::change(&owner, &[], &[begun, silenced], "notes").unwrap();
+    let notes = [SetName::Forgotten, SetName::Begun, SetName::Silenced];
+    let noted = || notes.map(|name| query::expiring_keys(family, name).unwrap());
+    let before = noted();
 
     assert!(ruleset(family, mark, 2).ensure(&mut owner).unwrap());
     assert_eq!(
@@ -85,6 +105,14 @@ fn replace_table(family: Family, ranges: [&str; 2], floating: &str, inside: &str
     let mapped = || Ruleset::mappings(family, SetName::EgressIps).unwrap();
     assert_eq!(mapped(), [(mark.of_index(2), floating)].into());
     assert_eq!(Ruleset::masquerade(family).unwrap().rules, rules);
+    for (before, now) in before.iter().zip(noted()) {
+        let [(key, time)] = &now[..] else {
+            panic!("{now:?}")
+        };
+        assert_eq!(*key, before[0].0);
+        assert!(!time.is_zero() && *time <= before[0].1, "{time:?}");
+    }
+    assert!(query::has_chain(family, c"answers").unwrap());
 
     // With another mask the marks mean something else.
     let other = MarkMask::new(0x00ff_0000).unwrap();
