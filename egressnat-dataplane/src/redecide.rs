@@ -79,7 +79,8 @@ pub(crate) fn forget_stale<E: From<ConntrackError>>(
 /// Calls `expect` with the answers to those connections of `pods` that are translated here and steered by `plan`, before it is made.
 ///
 /// The kernel ends a connection by itself that is masqueraded, with its first packet that leaves by another device
-/// (`nf_nat_oif_changed`): [`forget_stale`] would not find it any more.
+/// (`nf_nat_oif_changed`): [`forget_stale`] would not find it any more. What this finds does not spare that function its own look: a
+/// connection that begins between the two, before the decision is made, is decided as before, and is stale.
 pub(crate) fn expect_ends<E: From<ConntrackError>>(
     pods: &BTreeSet<IpAddr>,
     plan: &NodePlan,
