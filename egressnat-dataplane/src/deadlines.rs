@@ -2,16 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use crate::config::Config;
 use crate::family::Family;
 use crate::nft::{Fence, NftError, Ruleset, SharedOwner};
 
-/// How long writing a deadline may take: by so much the kernel's is earlier, so that it is never later.
-const MARGIN: Duration = Duration::from_millis(100);
-
-/// How many deadlines are written in one batch: so many take a fraction of the margin.
+/// How many deadlines are written in one batch: so many take a fraction of the margin for writing them.
 const AT_ONCE: usize = 1_000;
 
 /// Deadlines of floating IPs, counted by the kernel (E33). Clones are of one thing.
@@ -51,19 +48,7 @@ impl Deadlines {
         }
         addresses
             .chunks(AT_ONCE)
-            .try_for_each(|part| self.hold_at_once(part, deadline))
-    }
-
-    fn hold_at_once(&self, addresses: &[IpAddr], deadline: Instant) -> Result<(), NftError> {
-        loop {
-            let start = Instant::now();
-            let left = deadline.saturating_duration_since(start + MARGIN);
-            Fence::hold(&mut self.nft.lock(), addresses, left)?;
-            // The kernel counts from when it got it: had we been frozen on the way, that would be too long.
-            if left.is_zero() || start.elapsed() <= MARGIN {
-                return Ok(());
-            }
-        }
+            .try_for_each(|part| Fence::hold(&mut self.nft.lock(), part, deadline))
     }
 
     /// The floating IPs that have a deadline to come, such as those that an earlier run left.

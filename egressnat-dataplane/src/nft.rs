@@ -10,6 +10,7 @@ mod expr;
 mod fence;
 mod forgotten;
 mod inventory;
+mod margin;
 mod masquerade;
 mod owner;
 mod query;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
-use std::time::Duration;
+use std::time::Instant;
 
 use egressnat_core::gateway::EgressId;
 use egressnat_core::{Change, Failure, NodePlan, Report};
@@ -294,7 +294,7 @@ impl Dataplane {
         let open: Vec<IpAddr> = addresses.iter().copied().filter(is_open).collect();
         match open.is_empty() {
             true => Ok(()),
-            false => Fence::hold(&mut owner, &open, Duration::ZERO),
+            false => Fence::hold(&mut owner, &open, Instant::now()),
         }
     }
 

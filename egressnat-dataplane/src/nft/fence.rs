@@ -19,6 +19,7 @@ use super::chain::base_chain;
 use super::counter::Counter;
 use super::expr::{self, Expr, rule};
 use super::inventory::altered;
+use super::margin::write_ahead;
 use super::owner::{Owner, Standing};
 use super::query;
 use super::ruleset::TABLE;
@@ -102,16 +103,27 @@ fn list(addresses: &[IpAddr]) -> String {
 pub(crate) struct Fence;
 
 impl Fence {
-    /// Fences addresses, and lets them be used for so long from now. All in one batch.
+    /// Fences addresses, and lets them be used until a deadline, by the kernel's count never later. All in one batch.
+    ///
+    /// For a packet the new deadline takes the place of the old at once: what a batch takes out and puts in changes together. Kernels
+    /// before 6.17 may miss both where a processor is kept from going on amid a look-up, and drop that packet.
     pub(crate) fn hold(
         owner: &mut Owner,
         addresses: &[IpAddr],
-        time: Duration,
+        deadline: Instant,
     ) -> Result<(), NftError> {
         if addresses.iter().any(IpAddr::is_ipv4) {
             Self::ensure_arp(owner)?;
         }
-        let start = Instant::now();
+        // From here on it is counted how long it takes.
+        let until = write_ahead(deadline, |time| Self::write(owner, addresses, time))?;
+        owner
+            .fenced
+            .extend(addresses.iter().map(|address| (*address, until)));
+        Ok(())
+    }
+
+    fn write(owner: &Owner, addresses: &[IpAddr], time: Duration) -> Result<(), NftError> {
         let mut batch = Batch::new();
         for (table, addresses) in by_table(addresses, Arp::Present) {
             let of = |name| Elements::of(table, name);
@@ -126,15 +138,8 @@ impl Fence {
                 timed.add_to(&mut batch, Change::Add);
             }
         }
-        owner.commit(
-            &batch.finalize(),
-            &format!("the deadline of {}", list(addresses)),
-        )?;
-        let until = start + time;
-        owner
-            .fenced
-            .extend(addresses.iter().map(|address| (*address, until)));
-        Ok(())
+        let what = format!("the deadline of {}", list(addresses));
+        owner.commit(&batch.finalize(), &what)
     }
 
     /// Takes the fence from addresses, all in one batch.

@@ -91,43 +91,52 @@ fn at_its_deadline_a_floating_ip_falls_silent_without_an_agent() {
     assert_eq!(report.floating_ips.len(), 1);
 }
 
+/// Moves the deadline of the floating IP, to so long from each moment, again and again for longer than any one lasts. Returns the longest
+/// time from when one renewal began until the next was there: what a deadline had to last for.
+fn renew_again_and_again(network: &Network, time: Duration) -> Duration {
+    network.open("n2", async move |dataplane| {
+        let address = FLOATING.parse().unwrap();
+        let (start, mut renewals) = (Instant::now(), Vec::new());
+        while start.elapsed() < time + Duration::from_secs(1) {
+            let before = Instant::now();
+            dataplane
+                .deadlines()
+                .hold_until(&[address], before + time)
+                .unwrap();
+            renewals.push((before, Instant::now()));
+        }
+        // Until all is counted.
+        let later = Instant::now() + Duration::from_secs(60);
+        dataplane.deadlines().hold_until(&[address], later).unwrap();
+        let between = renewals.windows(2).map(|pair| pair[1].1 - pair[0].0);
+        let longest = between.max().unwrap_or(start.elapsed());
+        eprintln!("{} renewals, {longest:?} at most", renewals.len());
+        longest
+    })
+}
+
 #[test]
 fn renewals_lose_no_packet() {
     const TIME: Duration = Duration::from_secs(5);
     let network = Network::new();
     network.apply_all("n2");
     network.count("out", "from", &format!("ip saddr {FLOATING}"));
-    let senders = PODS.map(|pod| network.send(pod, SERVER));
-    let longest = network.open("n2", async move |dataplane| {
-        let address = FLOATING.parse().unwrap();
-        let (start, mut renewals) = (Instant::now(), Vec::new());
-        // Longer than any one deadline.
-        while start.elapsed() < TIME + Duration::from_secs(1) {
-            let before = Instant::now();
-            dataplane
-                .deadlines()
-                .hold_until(&[address], before + TIME)
-                .unwrap();
-            renewals.push(before.elapsed());
+    let _senders = PODS.map(|pod| network.send(pod, SERVER));
+    let late = || network.counted("n2", "egressnat", "expired");
+    // A deadline is earlier by up to twice what writing it took. On a machine so slow that it came, it did what it is for.
+    let (mut before, mut rounds) = (late(), 0);
+    loop {
+        let longest = renew_again_and_again(&network, TIME);
+        let lost = late() - before;
+        if longest < TIME / 3 {
+            assert_eq!(lost, 0, "lost by renewals that took {longest:?} at most");
+            break;
         }
-        // Until all is counted.
-        let later = Instant::now() + Duration::from_secs(60);
-        dataplane.deadlines().hold_until(&[address], later).unwrap();
-        renewals.sort();
-        let of = |part: usize| renewals[(renewals.len() - 1) * part / 100];
-        eprintln!(
-            "{} renewals: {:?}, 99%: {:?}",
-            renewals.len(),
-            of(50),
-            of(99)
-        );
-        of(100)
-    });
-    assert!(longest < TIME, "{longest:?}: too slow to tell anything");
-    let late = network.counted("n2", "egressnat", "expired");
-    drop(senders);
+        eprintln!("{lost} packets lost by renewals that took {longest:?}");
+        (before, rounds) = (late(), rounds + 1);
+        assert!(rounds < 5, "{longest:?}: too slow to tell anything");
+    }
     assert!(network.counted("out", "watch", "from") > 100);
-    assert_eq!(late, 0);
 }
 
 #[test]
