@@ -1,4 +1,5 @@
 use std::path::PathBuf;
+use std::time::Duration;
 
 use crate::mark::MarkMask;
 use crate::probe::Probes;
@@ -31,6 +32,9 @@ pub struct Config {
     pub encapsulation: Encapsulation,
     /// How the network is asked before a floating IP is taken.
     pub probes: Probes,
+    /// How often the neighbors are told who holds a floating IP, give or take a quarter, for as long as it is held. More than 50 addresses are
+    /// not announced in a second: ten thousand have their turn once in 200 seconds, however short this is.
+    pub announce_every: Duration,
     /// Who may change the nftables tables while the packet path is open.
     pub table_ownership: TableOwnership,
     /// Where to keep what the guard needs over a reboot. Without such a file nothing is guarded from a reboot to the first plan.
@@ -86,6 +90,9 @@ impl Default for Config {
             attachment: Attachment::Automatic,
             encapsulation: Encapsulation::default(),
             probes: Probes::default(),
+            // As often as a kernel looks after a neighbor that it sends to. RFC 4861, section 7.2.6, lets three unsolicited
+            // advertisements go for one change: this is one more each time for those who missed it, far apart.
+            announce_every: Duration::from_secs(45),
             table_ownership: TableOwnership::default(),
             guard_file: None,
         }

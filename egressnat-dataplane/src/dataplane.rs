@@ -182,7 +182,7 @@ impl Dataplane {
         let table_events = nft.lock().events()?;
         let egress = EgressTable::read(&mut maps, config.mark)?;
         let policies = PolicyTable::read(&maps.policies)?;
-        let announcer = Announcer::open(uplink.index, uplink.mac)?;
+        let announcer = announcer(&uplink, &nft, &config)?;
         let handover = Handover::of(network.handover_settings(&uplink.name, uplink.index)).await;
         let prober = Prober::open(uplink.index, uplink.mac)?;
         let segment = Segment::new(prober.ears(), network.neighbors(uplink.index));
@@ -436,6 +436,7 @@ impl Dataplane {
             .followed
             .settle(desired.floating_ips, &mut self.kept, expired);
         report.floating_ips = self.followed.usable();
+        self.announcer.keep(&counted);
         findings.extend(self.tell_claims(counted, others));
         findings.extend(self.look_at_host(plan, &interfaces, doubts));
     }
@@ -465,6 +466,15 @@ impl Dataplane {
     fn ruleset(&self, family: Family) -> Ruleset {
         Ruleset::new(family, &self.config)
     }
+}
+
+/// Announces by an uplink.
+fn announcer(
+    uplink: &Uplink,
+    nft: &SharedOwner,
+    config: &Config,
+) -> Result<Announcer, AnnounceError> {
+    Announcer::open(uplink.index, uplink.mac, nft.clone(), config.announce_every)
 }
 
 /// Leaves answers to connections that are about to be forgotten untracked.

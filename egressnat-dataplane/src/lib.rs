@@ -52,6 +52,7 @@ mod family;
 mod guard_file;
 mod handover;
 mod host;
+mod jitter;
 mod leftovers;
 mod lock;
 mod maps;

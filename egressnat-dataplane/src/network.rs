@@ -124,6 +124,8 @@ pub struct Uplink {
     pub mtu: u32,
     /// Its own addresses with their subnets, floating IPs left out.
     pub addresses: Vec<IpNet>,
+    /// How often it has gained its carrier.
+    pub(crate) carriers: Option<u32>,
 }
 
 /// rtnetlink in the namespace it was opened in.
@@ -203,6 +205,7 @@ impl Network {
             mac: [0; 6],
             mtu: 1500,
             addresses: Vec::new(),
+            carriers: device::carriers_of(&link),
         };
         for attribute in link.attributes {
             match attribute {

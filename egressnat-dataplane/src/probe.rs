@@ -24,7 +24,8 @@ use tokio::task::JoinHandle;
 
 use crate::announce::AnnounceError;
 use crate::family::Family;
-use asked::{Asked, Pause, jitter, pause};
+use crate::jitter::jitter;
+use asked::{Asked, Pause, pause};
 use groups::Groups;
 use heard::Heard;
 use socket::Socket;
@@ -299,7 +300,7 @@ impl Prober {
     fn try_again_for(&mut self, taken: &BTreeMap<IpAddr, Mac>) {
         if !taken.is_empty() {
             let [earliest, latest] = RETRY;
-            self.retry = Some(tokio::time::Instant::now() + jitter(earliest, latest, &[]));
+            self.retry = Some(tokio::time::Instant::now() + jitter(earliest, latest, []));
             self.taken.extend(taken.keys());
         }
     }

@@ -1,10 +1,9 @@
-//! The uplink as it is now: with another MAC address, or made anew under its name.
+//! The uplink as it is now: with another MAC address, plugged in again, or made anew under its name.
 
 use egressnat_core::Report;
 
 use super::doubt::Doubts;
-use super::{Dataplane, OpenError, fail};
-use crate::announce::Announcer;
+use super::{Dataplane, OpenError, announcer, fail};
 use crate::config::Config;
 use crate::handover::Handover;
 use crate::network::UplinkChange;
@@ -16,7 +15,7 @@ impl Dataplane {
         let followed = self.network.follow(&self.config, &mut self.uplink).await;
         let outcome = match followed {
             Ok(UplinkChange::Same) => Ok(()),
-            Ok(UplinkChange::OtherMac) => {
+            Ok(UplinkChange::OtherMac | UplinkChange::CarrierBack) => {
                 self.tell_neighbors();
                 Ok(())
             }
@@ -31,7 +30,7 @@ impl Dataplane {
         }
     }
 
-    /// Neighbors know floating IPs by the uplink's MAC address.
+    /// Neighbors know floating IPs by the uplink's MAC address, and while there was no carrier they were told nothing.
     fn tell_neighbors(&mut self) {
         let mac = self.uplink.mac;
         self.announcer.follow(mac);
@@ -53,7 +52,7 @@ impl Dataplane {
         if uplink.addresses.is_empty() {
             uplink.addresses.clone_from(&self.uplink.addresses);
         }
-        self.announcer = Announcer::open(uplink.index, uplink.mac)?;
+        self.announcer = announcer(&uplink, &self.nft, &self.config)?;
         self.prober = Prober::open(uplink.index, uplink.mac)?;
         let settings = self.network.handover_settings(&uplink.name, uplink.index);
         self.handover = Handover::of(settings).await;

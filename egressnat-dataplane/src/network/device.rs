@@ -20,12 +20,14 @@ pub(crate) enum UplinkChange {
     Same,
     /// It has another MAC address.
     OtherMac,
+    /// Its carrier was away, perhaps for a moment only, and is back.
+    CarrierBack,
     /// It is another interface with the same name: to be read as a whole.
     MadeAnew,
 }
 
 impl Network {
-    /// Reads the uplink's link-layer address again, which a bond changes with its port, or somebody else; the tunnel device's follows it.
+    /// Reads the uplink's carrier and link-layer address again, which a bond changes with its port, or somebody else; the tunnel device's follows it.
     ///
     /// # Errors
     ///
@@ -40,9 +42,19 @@ impl Network {
         if link.header.index != uplink.index {
             return Ok(UplinkChange::MadeAnew);
         }
+        // By the count also one that was away and back between two looks is seen.
+        let gained = carriers_of(&link);
+        let has_carrier = link.header.flags.contains(LinkFlags::LowerUp);
+        let is_back = has_carrier && gained != uplink.carriers;
+        if is_back {
+            uplink.carriers = gained;
+        }
         let mac = mac_of(&link).unwrap_or(uplink.mac);
         if uplink.mac == mac {
-            return Ok(UplinkChange::Same);
+            return Ok(match is_back {
+                true => UplinkChange::CarrierBack,
+                false => UplinkChange::Same,
+            });
         }
         let name = &config.tunnel_device;
         if let Some(tunnel) = self.link(name).await? {
@@ -143,6 +155,16 @@ fn mac_of(link: &LinkMessage) -> Option<[u8; 6]> {
         .iter()
         .find_map(|attribute| match attribute {
             LinkAttribute::Address(bytes) => bytes.as_slice().try_into().ok(),
+            _ => None,
+        })
+}
+
+/// How often a link has gained its carrier.
+pub(super) fn carriers_of(link: &LinkMessage) -> Option<u32> {
+    link.attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            LinkAttribute::CarrierUpCount(count) => Some(*count),
             _ => None,
         })
 }

@@ -193,6 +193,12 @@ impl Fence {
         owner.fenced.contains_key(&address)
     }
 
+    /// Whether the deadline of an address has come.
+    pub(crate) fn is_silent(owner: &Owner, address: IpAddr) -> bool {
+        let until = owner.fenced.get(&address);
+        until.is_some_and(|until| *until <= Instant::now())
+    }
+
     /// The addresses whose deadline has come.
     pub(crate) fn expired(owner: &Owner) -> BTreeSet<IpAddr> {
         let now = Instant::now();

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use super::{Mac, Probes};
-use crate::family::octets;
+use crate::jitter::jitter;
 
 /// The pause behind a probe for an address that a node of the cluster had, or that somebody just answered for: what has to be
 /// seen is that it is silent now. Packets to the address wait meanwhile.
@@ -64,26 +64,8 @@ pub(super) fn pause(settings: Probes, addresses: &[(IpAddr, Pause)]) -> Duration
     if addresses.iter().all(|(_, pause)| *pause == Pause::Handover) {
         return HANDOVER;
     }
+    let addresses = addresses.iter().map(|(address, _)| *address);
     jitter(settings.shortest, settings.longest, addresses)
-}
-
-/// A time between two: nodes that ask at the same time do not go on doing so. Which one needs no good random numbers, so it is made
-/// of the time and the addresses.
-pub(super) fn jitter(
-    shortest: Duration,
-    longest: Duration,
-    addresses: &[(IpAddr, Pause)],
-) -> Duration {
-    let clock = std::time::SystemTime::UNIX_EPOCH
-        .elapsed()
-        .unwrap_or_default();
-    let mut seed = clock.subsec_nanos();
-    for octet in addresses.iter().flat_map(|(address, _)| octets(*address)) {
-        seed = seed.rotate_left(5) ^ u32::from(octet);
-    }
-    let seed = seed.wrapping_mul(0x9e37_79b9) >> 16;
-    let range = longest.saturating_sub(shortest);
-    shortest + range * seed / 0xffff
 }
 
 #[cfg(test)]

@@ -38,6 +38,22 @@ fn rule(operation: &str, counter: &str) -> String {
     format!("add rule arp told in arp operation {operation} {about_itself} counter name {counter}")
 }
 
+/// The addresses of both families that `out` knows by a MAC address.
+fn known_by(network: &Network, mac: &str) -> [bool; 2] {
+    [FLOATING, FLOATING6].map(|address| {
+        let entry = network.ip("out", &format!("neigh show {address}"));
+        entry.contains(mac)
+    })
+}
+
+/// As who missed what was said: `out` believes that the floating IPs are somewhere else. It sends nothing to them, so it does not ask.
+fn forget(network: &Network) {
+    for floating in [FLOATING, FLOATING6] {
+        let old = format!("neigh replace {floating} lladdr 02:00:00:00:00:99 dev eth0 nud stale");
+        network.ip("out", &old);
+    }
+}
+
 #[test]
 fn a_floating_ip_is_announced_again_and_again_so_that_who_missed_it_learns_it() {
     let network = Network::dual_stack();
@@ -45,17 +61,9 @@ fn a_floating_ip_is_announced_again_and_again_so_that_who_missed_it_learns_it() 
     network.count_announcements();
     let _keeper = network.keep("n1", network.config("n1"), ipv6::plan("n1", "n1"));
     assert!(network.announced().iter().all(|count| *count > 0));
-    // As who missed it believes.
-    let neighbors =
-        || [FLOATING, FLOATING6].map(|ip| network.ip("out", &format!("neigh show {ip}")));
-    for floating in [FLOATING, FLOATING6] {
-        let old = format!("neigh replace {floating} lladdr 02:00:00:00:00:99 dev eth0 nud stale");
-        network.ip("out", &old);
-    }
+    forget(&network);
     let mac = network.mac("n1");
-    eventually([true, true], || {
-        neighbors().map(|entry| entry.contains(&mac))
-    });
+    eventually([true; 2], || known_by(&network, &mac));
     eventually([TIMES; 3], || network.announced());
 }
 
@@ -88,15 +96,83 @@ fn neighbors_are_told_when_the_uplink_has_another_mac_address() {
     network.count_announcements();
     // As a bond does when its port fails.
     network.ip("n1", &format!("link set eth0 address {OTHER}"));
-    eventually([true; 2], || {
-        [FLOATING, FLOATING6].map(|ip| {
-            network
-                .ip("out", &format!("neigh show {ip}"))
-                .contains(OTHER)
-        })
-    });
+    eventually([true; 2], || known_by(&network, OTHER));
     assert!(network.announced().iter().all(|count| *count > 0));
     assert_eq!(seen(), floating);
+}
+
+#[test]
+fn who_was_cut_off_for_longer_than_the_first_announcements_learns_it_too() {
+    let network = Network::dual_stack();
+    network.apply("n2", ipv6::plan("n2", "n1"));
+    let mut config = network.config("n1");
+    config.announce_every = Duration::from_secs(1);
+    let _keeper = network.keep("n1", config, ipv6::plan("n1", "n1"));
+    network.count_announcements();
+    eventually([true; 3], || network.announced().map(|count| count > TIMES));
+    let mac = network.mac("n1");
+    for _ in 0..2 {
+        forget(&network);
+        eventually([true; 2], || known_by(&network, &mac));
+    }
+}
+
+#[test]
+fn an_agent_that_starts_anew_goes_on_announcing_what_it_finds() {
+    let network = Network::dual_stack();
+    for node in ["n1", "n2"] {
+        network.apply(node, ipv6::plan(node, "n1"));
+    }
+    let mut config = network.config("n1");
+    config.announce_every = Duration::from_secs(1);
+    network.count_announcements();
+    let _keeper = network.keep("n1", config, ipv6::plan("n1", "n1"));
+    eventually([true; 3], || network.announced().map(|count| count > TIMES));
+}
+
+#[test]
+fn neighbors_are_told_at_once_when_the_carrier_is_back() {
+    let network = Network::dual_stack();
+    network.apply("n2", ipv6::plan("n2", "n1"));
+    network.count_announcements();
+    let _keeper = network.keep("n1", network.config("n1"), ipv6::plan("n1", "n1"));
+    eventually([TIMES; 3], || network.announced());
+    forget(&network);
+    for state in ["down", "up"] {
+        network.ip("lan", &format!("link set pn1 {state}"));
+    }
+    let mac = network.mac("n1");
+    eventually([true; 2], || known_by(&network, &mac));
+}
+
+#[test]
+fn an_address_whose_deadline_has_come_is_announced_no_more_e33() {
+    let network = Network::dual_stack();
+    network.apply("n2", ipv6::plan("n2", "n1"));
+    let mut config = network.config("n1");
+    config.announce_every = Duration::from_millis(200);
+    network.count_announcements();
+    let (expire, expired) = std::sync::mpsc::channel();
+    let counted = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            network.open_with("n1", config, async move |mut dataplane| {
+                let floating = [FLOATING, FLOATING6].map(|ip| ip.parse().unwrap());
+                let report = dataplane.apply(&ipv6::plan("n1", "n1")).await;
+                assert_eq!(report.failures, []);
+                let deadline = Instant::now() + Duration::from_secs(1);
+                let deadlines = dataplane.deadlines();
+                deadlines.hold_until(&floating, deadline).unwrap();
+                tokio::time::sleep_until(deadline.into()).await;
+                expire.send(()).unwrap();
+                // Some of the first announcements are to come, and many of the later ones. Nobody applies a plan meanwhile.
+                tokio::time::sleep(LAST + Duration::from_secs(1)).await;
+            });
+        });
+        expired.recv().unwrap();
+        network.announced()
+    });
+    assert!(counted.iter().all(|count| *count > 0), "{counted:?}");
+    assert_eq!(network.announced(), counted);
 }
 
 #[test]
