@@ -15,7 +15,7 @@
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 
-#include "maps.h"
+#include "counters.h"
 
 /* A flow that was silent for longer begins anew: as connection tracking has it by default for UDP that was answered
    (`nf_conntrack_udp_timeout_stream`), in its seconds. */
@@ -51,6 +51,9 @@ struct sctp_begin {
 	__u8 chunk;
 };
 
+/* Nanoseconds since the node was started, by a helper that this type of program may call. Each program has its own. */
+static __always_inline __u64 monotonic(void);
+
 /* Adds to a hash what tells flows apart. */
 static __always_inline __u64 mixed(__u64 hash, __u64 word)
 {
@@ -69,7 +72,7 @@ static __noinline int is_new_flow(__u64 hash)
 
 	if (!bucket)
 		return 0;
-	__u32 now = bpf_ktime_get_coarse_ns() >> SECONDS_SHIFT;
+	__u32 now = monotonic() >> SECONDS_SHIFT;
 	struct flow *oldest = &bucket->flows[0];
 #pragma unroll
 	for (int i = 0; i < FLOWS_OF_BUCKET; i++) {
@@ -117,24 +120,21 @@ static __always_inline int is_first_of(__u8 protocol, const void *header, const 
 	}
 }
 
-static __always_inline int is_first(struct __sk_buff *skb, int is_ipv6)
+/* Whether a packet begins a connection, by its headers. `hash` is of what tells flows apart beside what is in them. */
+static __always_inline int is_first_of_ipv4(const struct iphdr *ip, const void *end, __u64 hash)
 {
-	void *data = (void *)(long)skb->data;
-	void *end = (void *)(long)skb->data_end;
-
-	if (is_ipv6) {
-		struct ipv6hdr *ip = data + sizeof(struct ethhdr);
-		if ((void *)(ip + 1) > end)
-			return 0;
-		__u64 hash = 0;
-#pragma unroll
-		for (int i = 0; i < 4; i++) {
-			hash = mixed(hash, (__u64)ip->saddr.s6_addr32[i] << 32 | ip->daddr.s6_addr32[i]);
-		}
-		return is_first_of(ip->nexthdr, ip + 1, end, hash);
-	}
-	struct iphdr *ip = data + sizeof(struct ethhdr);
-	if ((void *)(ip + 1) > end || ip->ihl * 4 != sizeof(*ip) || ip->frag_off & bpf_htons(IP_OFFSET))
+	if ((const void *)(ip + 1) > end || ip->ihl * 4 != sizeof(*ip) || ip->frag_off & bpf_htons(IP_OFFSET))
 		return 0;
-	return is_first_of(ip->protocol, ip + 1, end, mixed(0, (__u64)ip->saddr << 32 | ip->daddr));
+	return is_first_of(ip->protocol, ip + 1, end, mixed(hash, (__u64)ip->saddr << 32 | ip->daddr));
+}
+
+static __always_inline int is_first_of_ipv6(const struct ipv6hdr *ip, const void *end, __u64 hash)
+{
+	if ((const void *)(ip + 1) > end)
+		return 0;
+#pragma unroll
+	for (int i = 0; i < 4; i++) {
+		hash = mixed(hash, (__u64)ip->saddr.s6_addr32[i] << 32 | ip->daddr.s6_addr32[i]);
+	}
+	return is_first_of(ip->nexthdr, ip + 1, end, hash);
 }

@@ -21,6 +21,8 @@ volatile const __u32 MARK_SHIFT = 0;
 /* Set by the loader: the tunnel's port, and whether `encap` writes the outer headers itself. */
 volatile const __u16 TUNNEL_PORT = 0;
 volatile const __u32 WRITES_HEADERS = 0;
+/* Set by the loader: whether a program counts packets where they leave this node, see departure.bpf.c. */
+volatile const __u32 COUNTS_DEPARTURES = 0;
 
 /* The largest index is no egress IP: the packet was looked at, and the node's routes and masquerade rules have it. */
 #define MARK_FORWARD (MARK_MASK & ~MARK_TUNNEL)
@@ -40,6 +42,20 @@ static __always_inline void count(struct traffic *traffic, struct __sk_buff *skb
 	/* A packet of many segments counts as what it is on the wire. */
 	traffic->packets += skb->gso_segs > 1 ? skb->gso_segs : 1;
 	traffic->bytes += skb->len;
+}
+
+static __always_inline __u64 monotonic(void)
+{
+	return bpf_ktime_get_coarse_ns();
+}
+
+/* Whether a packet begins a connection. */
+static __always_inline int is_first(struct __sk_buff *skb, int is_ipv6)
+{
+	void *ip = (void *)(long)skb->data + sizeof(struct ethhdr);
+	void *end = (void *)(long)skb->data_end;
+
+	return is_ipv6 ? is_first_of_ipv6(ip, end, 0) : is_first_of_ipv4(ip, end, 0);
 }
 
 static __always_inline void set_mark(struct __sk_buff *skb, __u32 bits)
@@ -101,10 +117,11 @@ static __always_inline int decide(struct __sk_buff *skb, __u32 set, const __u32 
 		}
 	}
 	set_mark(skb, bits);
-	/* Counted where it leaves: what network policies drop on its way there is no egress (E13). The tunnel device's program knows the
-	   policy by this, which is free on the way. */
+	/* Counted where it leaves: what network policies drop on its way there is no egress (E13). */
 	if (bits & MARK_TUNNEL)
 		skb->tc_index = counter;
+	else if (COUNTS_DEPARTURES)
+		skb->tc_index = counter | DEPARTS;
 	else
 		count_egress(skb, index, counter, is_ipv6);
 	return TC_ACT_UNSPEC;
@@ -353,7 +370,7 @@ int encap(struct __sk_buff *skb)
 {
 	__u32 bits = skb->mark & MARK_MASK;
 	__u32 index = (bits & ~MARK_TUNNEL) >> MARK_SHIFT;
-	__u32 counter = skb->tc_index;
+	__u32 counter = skb->tc_index & COUNTER_MASK;
 	int failed = -1;
 
 	skb->tc_index = 0;
@@ -421,6 +438,8 @@ int decap(struct __sk_buff *skb)
 		return TC_ACT_SHOT;
 	}
 	set_mark(skb, *index << MARK_SHIFT);
+	/* Counted below, and not where it leaves: whatever somebody gave the outer packet. */
+	skb->tc_index = 0;
 	/* The inner destination is the sender's tunnel MAC, not ours. */
 	if (skb->pkt_type != PACKET_HOST)
 		bpf_skb_change_type(skb, PACKET_HOST);

@@ -7,18 +7,16 @@
 #include <linux/types.h>
 #include <bpf/bpf_helpers.h>
 
+#include "counters.h"
+
 #define MAX_PODS 65536
 #define MAX_DESTINATIONS 262144
-#define MAX_EGRESS 1024 /* as the default mark mask has room for: the loader gives each mask its own */
 #define MAX_PEERS 16384
-#define MAX_POLICIES 4096
-#define FLOW_BITS 13 /* 8,192 buckets: half a MiB */
 #define MAX_NAME 256
 
-/* The lower half of a destination's value is an index into `egress_ips`, but for these three. The upper half is an index into
+/* The lower half of a destination's value is an index into `egress_ips`, but for these two and KEEP. The upper half is an index into
    `policy_traffic`, or 0. */
 #define FORWARD 0
-#define KEEP 1
 #define DROP 0xffff
 #define INDEX_MASK 0xffff
 #define COUNTER_SHIFT 16
@@ -151,63 +149,6 @@ struct {
 	__type(key, __u32);
 	__type(value, __u64);
 } blocked SEC(".maps");
-
-struct traffic {
-	__u64 packets;
-	__u64 bytes; /* with the Ethernet header */
-};
-
-struct egress_traffic {
-	struct traffic steered; /* from this node's pods */
-	struct traffic received; /* out of the tunnel */
-};
-
-/* By egress index, of either family; that of KEEP counts what keeps its address. */
-struct {
-	__uint(pinning, LIBBPF_PIN_BY_NAME);
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, MAX_EGRESS);
-	__type(key, __u32);
-	__type(value, struct egress_traffic);
-} traffic SEC(".maps");
-
-struct policy_traffic {
-	struct traffic sent;
-	__u64 connections; /* packets that begin one, as `is_first` of connections.h sees it */
-	__u64 blocked; /* packets that did not leave: there is no egress IP for them */
-};
-
-/* By the index of the policy that decides. Nobody has index 0, and no packet counts there. */
-struct {
-	__uint(pinning, LIBBPF_PIN_BY_NAME);
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, MAX_POLICIES);
-	__type(key, __u32);
-	__type(value, struct policy_traffic);
-} policy_traffic SEC(".maps");
-
-/* A flow that no packet says it begins, and when it had its last packet: seconds since the node was started, about. */
-struct flow {
-	__u32 tag; /* what its hash has beside the bucket; 0: free */
-	__u32 seen;
-};
-
-#define FLOWS_OF_BUCKET 8
-
-/* One line of the cache. */
-struct flow_bucket {
-	struct flow flows[FLOWS_OF_BUCKET];
-};
-
-/* The flows of both families by the hash of their addresses, ports and protocol. Only to know a first packet by: of more than fit into
-   a bucket, the one that was silent for the longest time is forgotten. */
-struct {
-	__uint(pinning, LIBBPF_PIN_BY_NAME);
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 1 << FLOW_BITS);
-	__type(key, __u32);
-	__type(value, struct flow_bucket);
-} flows SEC(".maps");
 
 struct policy_name {
 	char text[MAX_NAME]; /* ends with the first 0 */

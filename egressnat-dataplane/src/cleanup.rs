@@ -14,7 +14,7 @@ use crate::family::Family;
 use crate::lock::Lock;
 use crate::network::Network;
 use crate::nft::{Fence, Owner, Ruleset};
-use crate::programs::remove_filters;
+use crate::programs::{remove_departures, remove_filters};
 use flows::BoundFlows;
 
 /// Removes everything of ours from this namespace, without an agent: programs, maps, ip rules, routes, tunnel
@@ -53,6 +53,12 @@ pub async fn cleanup(config: &Config) -> Report {
     note(
         "filters of interfaces",
         remove_filters(&pins, interfaces.into_keys())
+            .map(|()| 0)
+            .map_err(|error| chain(&error)),
+    );
+    note(
+        "programs at postrouting",
+        remove_departures(&pins)
             .map(|()| 0)
             .map_err(|error| chain(&error)),
     );

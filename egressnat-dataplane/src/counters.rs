@@ -12,7 +12,7 @@ use crate::dataplane::Dataplane;
 use crate::family::Family;
 use crate::maps::{EgressTraffic, KEEP, Maps, Reason, Traffic};
 use crate::nft::{Counter, NftError, Ruleset};
-use crate::programs::ProgramsError;
+use crate::programs::{CountedAt, ProgramsError};
 
 /// The counters cannot be read.
 #[derive(Debug, Error)]
@@ -40,6 +40,8 @@ pub struct Counters {
     pub kept: Traffic,
     /// Packets that did not leave.
     pub blocked: Blocked,
+    /// Where packets are counted that leave with an egress IP of this node or with their pod's address.
+    pub counted_at: CountedAt,
 }
 
 impl Counters {
@@ -65,6 +67,7 @@ impl Counters {
             &maps,
             indices.map(|entry| (entry.address, entry.index)),
             &families,
+            CountedAt::read(&pins),
         )
     }
 
@@ -162,7 +165,12 @@ impl Dataplane {
     ///
     /// A map, or a table, cannot be read.
     pub fn counters(&self) -> Result<Counters, CountersError> {
-        counters(self.maps(), self.egress().indices(), self.families())
+        counters(
+            self.maps(),
+            self.egress().indices(),
+            self.families(),
+            self.counted_at(),
+        )
     }
 }
 
@@ -171,9 +179,11 @@ fn counters(
     maps: &Maps,
     indices: impl Iterator<Item = (IpAddr, u32)>,
     families: &BTreeSet<Family>,
+    counted_at: CountedAt,
 ) -> Result<Counters, CountersError> {
     let mut counters = Counters {
         kept: maps.traffic(u32::from(KEEP))?.steered,
+        counted_at,
         ..Counters::default()
     };
     for (index, name) in maps.policies.names()? {

@@ -41,7 +41,7 @@ use crate::nft::{Answer, Events, Forgotten, NftError, Ruleset, SharedOwner};
 use crate::policy_table::PolicyTable;
 use crate::ports::Ports;
 use crate::probe::Prober;
-use crate::programs::{Hook, Programs, ProgramsError, check_bpffs};
+use crate::programs::{CountedAt, Hook, Programs, ProgramsError, check_bpffs};
 use crate::redecide::{affected_pods, expect_ends, forget_stale, selected_pods};
 use crate::segment::Segment;
 use applicable::applicable;
@@ -148,10 +148,10 @@ impl Dataplane {
         let mut uplink = network.uplink(&config).await?;
         check_bpffs(&config.bpffs)?;
         let lock = Lock::take(&config.pin_root()).await?;
-        let (mut programs, mut maps) = Programs::load(&config)?;
+        let (mut programs, mut maps, made) = Programs::open(&config)?;
         let nft = SharedOwner::open(config.table_ownership).await?;
         let ruleset = Ruleset::new(Family::Ipv4, &config);
-        let mut opened = usize::from(ruleset.ensure(&mut nft.lock())?);
+        let mut opened = made + usize::from(ruleset.ensure(&mut nft.lock())?);
         let mut families = BTreeSet::from([Family::Ipv4]);
         let guard_file = config.guard_file.as_deref().map(GuardFile::open);
         let guard_file = guard_file.transpose()?;
@@ -179,6 +179,7 @@ impl Dataplane {
                 None => programs.detach_steer(ifindex)?,
             }
         }
+        programs.leave_departures()?;
         let table_events = nft.lock().events()?;
         let egress = EgressTable::read(&mut maps, config.mark)?;
         let policies = PolicyTable::read(&maps.policies)?;
@@ -223,6 +224,11 @@ impl Dataplane {
     /// The interface that floating IPs go on, with its own addresses and their subnets.
     pub fn uplink(&self) -> &Uplink {
         &self.uplink
+    }
+
+    /// Where packets are counted that leave with an egress IP of this node or with their pod's address.
+    pub fn counted_at(&self) -> CountedAt {
+        self.programs.counted_at()
     }
 
     pub(crate) fn maps(&self) -> &Maps {

@@ -175,8 +175,8 @@ mod tests {
     use std::net::Ipv4Addr;
 
     use super::*;
-    use crate::programs::Programs;
     use crate::programs::tests::Pins;
+    use crate::programs::{CountedAt, Programs};
 
     fn address(number: u32) -> IpAddr {
         Ipv4Addr::from(0xac10_0000 + number).into()
@@ -187,7 +187,7 @@ mod tests {
         let pins = Pins::mount();
         let (mut config, mark) = (pins.config(), MarkMask::new(0xff00).unwrap());
         config.mark = mark;
-        let (_programs, mut maps) = Programs::load(&config).unwrap();
+        let (_programs, mut maps) = Programs::load(&config, CountedAt::Pod).unwrap();
         let mut table = EgressTable::read(&mut maps, mark).unwrap();
         let most = mark.max_index() - 1;
         for number in 0..most {

@@ -88,5 +88,5 @@ pub use nft::NftError;
 pub use port_use::{PORTS, PortUse, PortUseError};
 pub use probe::Probes;
 pub use process::Process;
-pub use programs::{Attachment, ProgramsError};
+pub use programs::{Attachment, CountedAt, DeparturesError, ProgramsError};
 pub use segment::Segment;

@@ -156,8 +156,8 @@ mod tests {
     use ipnet::{IpNet, Ipv4Net};
 
     use super::*;
-    use crate::programs::Programs;
     use crate::programs::tests::Pins;
+    use crate::programs::{CountedAt, Programs};
 
     fn name(number: u32) -> PolicyName {
         format!("policy-{number}").parse().unwrap()
@@ -179,7 +179,7 @@ mod tests {
     fn who_decides_has_an_index_which_outlasts_the_process_and_goes_when_another_needs_it() {
         const ROOM: u32 = MAX_POLICIES - FIRST_POLICY;
         let pins = Pins::mount();
-        let (_programs, mut maps) = Programs::load(&pins.config()).unwrap();
+        let (_programs, mut maps) = Programs::load(&pins.config(), CountedAt::Pod).unwrap();
         let maps = &mut maps.policies;
         let mut table = PolicyTable::read(maps).unwrap();
         let nothing = NodePlan::default();

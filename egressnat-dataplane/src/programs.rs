@@ -2,7 +2,10 @@
 
 mod attachment;
 mod clsact;
+mod counting;
+mod departures;
 mod layout;
+mod netfilter;
 mod outgrown;
 mod pins;
 mod query;
@@ -24,9 +27,13 @@ use thiserror::Error;
 use crate::config::{Config, Encapsulation};
 use crate::maps::{BY_INDEX, Maps, PODS};
 use attachment::Mechanism;
+use departures::Departures;
 use pins::PinnedMaps;
 
 pub use attachment::Attachment;
+pub use counting::CountedAt;
+pub(crate) use counting::remove_departures;
+pub use departures::DeparturesError;
 
 /// The compiled programs, shipped with the crate so that nobody needs clang to use it.
 static OBJECT: &[u8] =
@@ -139,6 +146,9 @@ pub enum ProgramsError {
         #[source]
         source: LinkError,
     },
+    /// What counts packets where they leave could not be put back, or taken away.
+    #[error("could not count what leaves where it leaves")]
+    Departures(#[source] DeparturesError),
 }
 
 /// One of our programs: what it is called, which side of an interface it sits on.
@@ -194,11 +204,16 @@ pub(crate) struct Programs {
     pinned: PinnedMaps,
     /// The interfaces whose queueing discipline is ours. It is noted beside the pins, and known here when somebody deletes them.
     qdiscs: BTreeSet<u32>,
+    /// Where the kernel takes programs there.
+    departures: Option<Departures>,
 }
 
 impl Programs {
-    /// Loads the programs and opens the maps, those of an earlier run where they are pinned.
-    pub(crate) fn load(config: &Config) -> Result<(Self, Maps), ProgramsError> {
+    /// Loads the programs of interfaces, and opens the maps, those of an earlier run where they are pinned.
+    pub(crate) fn load(
+        config: &Config,
+        counted_at: CountedAt,
+    ) -> Result<(Self, Maps), ProgramsError> {
         let mechanism = config.attachment.mechanism()?;
         let pins = config.pins();
         fs::create_dir_all(&pins).map_err(|source| ProgramsError::Pins {
@@ -207,6 +222,7 @@ impl Programs {
         })?;
         layout::check(&pins, config)?;
         let writes_headers = u32::from(config.encapsulation == Encapsulation::Program);
+        let counts_departures = u32::from(counted_at == CountedAt::Departure);
         let mut loader = EbpfLoader::new();
         for name in PODS {
             loader.map_max_entries(name, config.max_pods);
@@ -221,6 +237,7 @@ impl Programs {
             .override_global("MARK_SHIFT", &config.mark.shift(), true)
             .override_global("TUNNEL_PORT", &config.tunnel_port, true)
             .override_global("WRITES_HEADERS", &writes_headers, true)
+            .override_global("COUNTS_DEPARTURES", &counts_departures, true)
             .load(OBJECT)
             .map_err(ProgramsError::Load)?;
         let mut maps = Maps::open(|name| {
@@ -235,6 +252,7 @@ impl Programs {
             pins,
             mechanism,
             ids: Default::default(),
+            departures: None,
         };
         for hook in Hook::ALL {
             let name = hook.name();
@@ -529,13 +547,17 @@ pub(crate) fn check_bpffs(path: &Path) -> Result<(), ProgramsError> {
 
 /// Removing the pin drops the last reference to the link: the kernel detaches the program.
 fn remove_pin(pin: &Path) -> Result<(), ProgramsError> {
+    unlink(pin).map_err(|source| ProgramsError::Pins {
+        path: pin.to_owned(),
+        source,
+    })
+}
+
+fn unlink(pin: &Path) -> io::Result<()> {
     match fs::remove_file(pin) {
         // Somebody else was faster.
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        removed => removed.map_err(|source| ProgramsError::Pins {
-            path: pin.to_owned(),
-            source,
-        }),
+        removed => removed,
     }
 }
 

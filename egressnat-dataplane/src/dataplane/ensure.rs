@@ -53,6 +53,12 @@ impl Dataplane {
                     .for_each(|map| wrote(report, true, Resource::Map, map)),
                 Err(error) => fail(report, "pinned eBPF maps", &error),
             }
+            match self.programs.restore_departures() {
+                Ok(programs) => programs
+                    .iter()
+                    .for_each(|program| wrote(report, true, Resource::Program, program)),
+                Err(error) => fail(report, "what counts where packets leave", &error),
+            }
             self.follow_uplink(doubts, report).await;
             let before = report.restored.len();
             self.ensure_tunnel(had_ipv6, report).await;

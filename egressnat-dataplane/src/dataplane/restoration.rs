@@ -117,6 +117,7 @@ impl Dataplane {
         }
         let mut steered = self.steered.iter();
         self.programs.are_pinned()
+            && self.programs.are_departures_there()
             && steered.all(|ifindex| self.programs.is_attached(Hook::Steer, *ifindex))
             && [Hook::Encap, Hook::Decap]
                 .into_iter()

@@ -157,7 +157,7 @@ fn ip(text: &str) -> IpAddr {
 
 /// Programs whose maps know the addresses, each prefix by a policy of its own from 1 on, with two indices of egress IPs: a remote one and one held here.
 fn load(pins: &Pins, addresses: &Addresses, (remote, local): (u32, u32)) -> Programs {
-    let (programs, mut maps) = Programs::load(&pins.config()).unwrap();
+    let (programs, mut maps) = Programs::load(&pins.config(), CountedAt::Pod).unwrap();
     for (address, ifindex, set) in [
         (addresses.pod, INTERFACE, SET),
         (addresses.unselected, INTERFACE, 0),

@@ -18,6 +18,7 @@ mod cleanup;
 mod clsact;
 mod container;
 mod counters;
+mod departures;
 mod encapsulation;
 mod endings;
 mod enforcement;

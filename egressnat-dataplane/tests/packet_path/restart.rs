@@ -122,14 +122,14 @@ impl Drop for Agent {
 const RATE: u64 = 10_000;
 
 /// Sends datagrams, and counts them.
-struct Stream {
+pub(crate) struct Stream {
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
     sent: Arc<AtomicU64>,
 }
 
 impl Stream {
-    fn start(network: &Network, side: &Side, from: &str, rate: u64) -> Self {
+    pub(crate) fn start(network: &Network, side: &Side, from: &str, rate: u64) -> Self {
         let socket = network.udp(from, 0, address(side.server, PORT));
         let (stop, sent) = (
             Arc::new(AtomicBool::new(false)),
@@ -172,7 +172,7 @@ impl Drop for Stream {
 
 impl Network {
     /// Counts the datagrams of a stream at the server, by whether they have the floating IP.
-    fn sink(&self, side: &Side) {
+    pub(crate) fn sink(&self, side: &Side) {
         let (family, floating) = (side.family(), side.floating);
         // What is counted needs no answer, not even that there is nobody.
         for command in [
@@ -193,12 +193,12 @@ impl Network {
         self.counted_in("out", &format!("{} sink", side.family()), counter)
     }
 
-    fn arrived(&self, side: &Side) -> u64 {
+    pub(crate) fn arrived(&self, side: &Side) -> u64 {
         self.sunk(side, "translated")
     }
 
     /// Waits for all of a stream, none of which has another address, and gives how many there were.
-    fn finish(&self, side: &Side, stream: Stream) -> u64 {
+    pub(crate) fn finish(&self, side: &Side, stream: Stream) -> u64 {
         let sent = stream.finish();
         eventually(sent, || self.arrived(side));
         assert_eq!(self.sunk(side, "other"), 0);
@@ -208,11 +208,21 @@ impl Network {
 
 #[test]
 fn an_agent_that_is_killed_again_and_again_loses_nothing_and_rewrites_nothing() {
-    let network = Network::held_by("n2");
+    kill_again_and_again("n2");
+}
+
+#[test]
+fn nor_does_one_whose_node_has_the_floating_ips_itself() {
+    kill_again_and_again("n1");
+}
+
+/// Kills the agents of both nodes while a pod of `n1` sends.
+fn kill_again_and_again(holder: &str) {
+    let network = Network::held_by(holder);
     for side in &SIDES {
         network.sink(side);
     }
-    let mut agents = ["n1", "n2"].map(|node| Some(Agent::start(&network, node, "n2")));
+    let mut agents = ["n1", "n2"].map(|node| Some(Agent::start(&network, node, holder)));
     for agent in agents.iter_mut().flatten() {
         assert_eq!(agent.applied(), [0, 0]);
     }
@@ -227,7 +237,7 @@ fn an_agent_that_is_killed_again_and_again_loses_nothing_and_rewrites_nothing() 
             let said = agent.take().unwrap().kill();
             let mut applied = said.lines().filter(|line| line.contains("applied "));
             assert!(applied.all(|line| line.ends_with("applied 0 0")), "{said}");
-            let mut next = Agent::start(&network, node, "n2");
+            let mut next = Agent::start(&network, node, holder);
             assert_eq!(next.applied(), [0, 0], "{node}, restart {restart}");
             *agent = Some(next);
             for (side, before) in SIDES.iter().zip(before) {

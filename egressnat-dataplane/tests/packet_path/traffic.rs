@@ -27,8 +27,13 @@ fn seen(address: &str) -> Option<String> {
 impl Network {
     /// A UDP server outside that answers each datagram with one of the same size, which begins with the client's address.
     pub(crate) fn mirror(&self, server: &str, port: u16) {
+        self.mirror_at("out", server, port);
+    }
+
+    /// The same in any namespace.
+    pub(crate) fn mirror_at(&self, host: &str, server: &str, port: u16) {
         let at = address(server, port);
-        let socket = self.enter("out", move || UdpSocket::bind(at).unwrap());
+        let socket = self.enter(host, move || UdpSocket::bind(at).unwrap());
         thread::spawn(move || {
             let mut buffer = vec![0; 65_536];
             while let Ok((length, peer)) = socket.recv_from(&mut buffer) {
