@@ -37,11 +37,13 @@ crds: ## Writes deploy/crds anew from the Rust types
 .PHONY: ebpf
 ebpf: packages ## Rebuilds the eBPF objects from their sources
 	egressnat-dataplane/bpf/build.sh
+	egressnat-dataplane/bpf/build.sh egressnat-dataplane/bpf/departure.bpf.c
 	egressnat-dataplane/bpf/build.sh benches/bpf/bench.bpf.c
 
 .PHONY: ebpf-check
 ebpf-check: packages ## Compares the committed eBPF objects with their sources
 	egressnat-dataplane/bpf/build.sh --check
+	egressnat-dataplane/bpf/build.sh --check egressnat-dataplane/bpf/departure.bpf.c
 	egressnat-dataplane/bpf/build.sh --check benches/bpf/bench.bpf.c
 
 .PHONY: bench

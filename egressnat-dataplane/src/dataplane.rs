@@ -93,7 +93,7 @@ pub enum OpenError {
 ///
 /// # Minimum kernel version
 ///
-/// 5.18; from 6.6 on programs are attached by TCX.
+/// 5.18; from 6.4 on what leaves is counted where it leaves, from 6.6 on programs are attached by TCX.
 pub struct Dataplane {
     config: Config,
     nft: SharedOwner,
@@ -227,7 +227,7 @@ impl Dataplane {
     }
 
     /// Where packets are counted that leave with an egress IP of this node or with their pod's address.
-    pub fn counted_at(&self) -> CountedAt {
+    pub(crate) fn counted_at(&self) -> CountedAt {
         self.programs.counted_at()
     }
 

@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 
 use clap::ValueEnum;
-use egressnat_dataplane::Counters;
+use egressnat_dataplane::{CountedAt, Counters};
 use serde_json::{Map, Value, json};
 
 /// How counters are written.
@@ -63,8 +63,16 @@ fn write_text(out: &mut impl Write, counters: &Counters) -> io::Result<()> {
     writeln!(out)?;
     let blocked = counters.blocked.by_reason().into_iter();
     let blocked = blocked.map(|(reason, packets)| (reason.to_owned(), [packets]));
-    write_table(out, "BLOCKED", ["PACKETS"], blocked)
+    write_table(out, "BLOCKED", ["PACKETS"], blocked)?;
+    if counters.counted_at == CountedAt::Pod {
+        writeln!(out, "\n{COUNTED_AT_POD}")?;
+    }
+    Ok(())
 }
+
+/// What to know of numbers that are not all of what left.
+const COUNTED_AT_POD: &str = "What leaves from this node itself is counted at its pods, with what network policies drop: counting it where it leaves \
+    takes Linux 6.4 and CAP_PERFMON.";
 
 /// A name to the left and numbers to the right, each column as wide as it has to be.
 fn write_table<const N: usize>(
@@ -133,6 +141,10 @@ fn json(counters: &Counters) -> Value {
         "egressIPs": egress_ips,
         "kept": {"packets": counters.kept.packets, "bytes": counters.kept.bytes},
         "blocked": blocked,
+        "countedAt": match counters.counted_at {
+            CountedAt::Departure => "departure",
+            CountedAt::Pod => "pod",
+        },
     })
 }
 
@@ -166,8 +178,12 @@ mod tests {
     }
 
     fn written(output: Output) -> String {
+        written_of(&counters(), output)
+    }
+
+    fn written_of(counters: &Counters, output: Output) -> String {
         let mut out = Vec::new();
-        write(&mut out, &counters(), output).unwrap();
+        write(&mut out, counters, output).unwrap();
         String::from_utf8(out).unwrap()
     }
 
@@ -179,6 +195,21 @@ mod tests {
         assert_eq!(lines[1], "web          12   3456            2        1");
         assert!(text.contains("\n192.168.1.100"), "{text}");
         assert!(text.contains("\ndropped"), "{text}");
+    }
+
+    #[test]
+    fn it_is_told_where_numbers_have_what_network_policies_drop() {
+        let mut counters = counters();
+        for (counted_at, is_told, word) in [
+            (CountedAt::Departure, false, "departure"),
+            (CountedAt::Pod, true, "pod"),
+        ] {
+            counters.counted_at = counted_at;
+            let text = written_of(&counters, Output::Text);
+            assert_eq!(text.ends_with("CAP_PERFMON.\n"), is_told, "{text}");
+            let json: Value = serde_json::from_str(&written_of(&counters, Output::Json)).unwrap();
+            assert_eq!(json["countedAt"], word);
+        }
     }
 
     #[test]

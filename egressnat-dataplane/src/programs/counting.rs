@@ -37,11 +37,12 @@ impl Programs {
         match Departures::put(&programs.pins, config.mark) {
             Ok((departures, made)) => {
                 programs.departures = Some(departures);
+                // There is one more.
                 programs.pinned = PinnedMaps::open(&programs.pins)?;
                 Ok((programs, maps, made))
             }
             Err(error) => {
-                tracing::warn!(
+                tracing::info!(
                     reason = chain(&error),
                     "what leaves from this node is counted at its pods, with what network policies drop"
                 );

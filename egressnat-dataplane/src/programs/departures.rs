@@ -10,7 +10,6 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use aya::maps::MapError;
-use aya::pin::PinError;
 use aya_obj::ParseError;
 use aya_obj::btf::{BtfError, BtfRelocationError};
 use aya_obj::relocation::EbpfRelocationError;
@@ -53,9 +52,6 @@ pub enum DeparturesError {
         #[source]
         source: MapError,
     },
-    /// The array could not be pinned.
-    #[error("could not pin the eBPF map {ARRAY}")]
-    Pin(#[from] PinError),
     /// A program was refused.
     #[error(
         "could not load the eBPF program {name}, which takes CAP_PERFMON and Linux 6.4 or later with CONFIG_NETFILTER_BPF_LINK"
@@ -79,10 +75,10 @@ pub enum DeparturesError {
         #[source]
         source: io::Error,
     },
-    /// A link could not be pinned, opened, taken off its hook or unpinned.
-    #[error("could not use the pinned link {path}")]
-    Link {
-        /// Where it is pinned.
+    /// A link or the array could not be pinned, a link not be opened, taken off its hook or unpinned.
+    #[error("could not use the pin {path}")]
+    Pin {
+        /// Which.
         path: PathBuf,
         /// What the kernel said.
         #[source]
@@ -111,8 +107,6 @@ impl Departures {
     ///
     /// The kernel is too old, CAP_PERFMON is missing, or somebody else has a program in this place.
     pub(super) fn put(pins: &Path, mark: MarkMask) -> Result<(Self, usize), DeparturesError> {
-        // A link of an earlier run leads by the array that it was made with.
-        let is_led = pins.join(ARRAY).exists();
         let Loaded {
             linked,
             counting,
@@ -127,8 +121,12 @@ impl Departures {
             array,
             links: Vec::new(),
         };
-        if !is_led {
+        let path = pins.join(ARRAY);
+        if !path.exists() {
+            // A link of an earlier run leads by the array that it was made with.
             remove(pins)?;
+            let pinned = netfilter::pin(departures.array.as_fd(), &path);
+            pinned.map_err(pin_error(&path))?;
         }
         let mut made = 0;
         for family in Family::ALL {
@@ -156,7 +154,7 @@ impl Departures {
     fn pin(&self, family: Family, link: &OwnedFd) -> Result<(), DeparturesError> {
         let path = pin(&self.pins, family);
         let pinned = unlink(&path).and_then(|()| netfilter::pin(link.as_fd(), &path));
-        pinned.map_err(link_error(&path))
+        pinned.map_err(pin_error(&path))
     }
 
     /// Whether the programs are where they were put, and what counts is this one's.
@@ -224,8 +222,8 @@ pub(super) fn remove(pins: &Path) -> Result<(), DeparturesError> {
             continue;
         }
         let detached = netfilter::detach(open(&path)?.as_fd());
-        detached.map_err(link_error(&path))?;
-        unlink(&path).map_err(link_error(&path))?;
+        detached.map_err(pin_error(&path))?;
+        unlink(&path).map_err(pin_error(&path))?;
     }
     Ok(())
 }
@@ -239,12 +237,12 @@ fn pin(pins: &Path, family: Family) -> PathBuf {
 }
 
 fn open(path: &Path) -> Result<OwnedFd, DeparturesError> {
-    netfilter::from_pin(path).map_err(link_error(path))
+    netfilter::from_pin(path).map_err(pin_error(path))
 }
 
-fn link_error(path: &Path) -> impl FnOnce(io::Error) -> DeparturesError {
+fn pin_error(path: &Path) -> impl FnOnce(io::Error) -> DeparturesError {
     let path = path.to_owned();
-    |source| DeparturesError::Link { path, source }
+    |source| DeparturesError::Pin { path, source }
 }
 
 /// Whether there is a program in our place.

@@ -73,6 +73,7 @@ fn shapes(config: &Config) -> Vec<(&'static str, Shape)> {
                 MAX_POLICIES,
             ),
         ),
+        ("departures", shape(MapType::ProgramArray, WORD, WORD, 1)),
         (
             "flows",
             shape(MapType::Array, WORD, FLOW_BUCKET, FLOW_BUCKETS),

@@ -153,7 +153,7 @@ impl Network {
             runtime().block_on(async {
                 let mut dataplane = Dataplane::open(config).await.unwrap();
                 assert_eq!(dataplane.apply(&plan()).await.failures, []);
-                dataplane.counted_at()
+                dataplane.counters().unwrap().counted_at
             })
         })
     }
@@ -246,28 +246,42 @@ fn what_is_cut_behind_the_node_counts_as_what_it_is_on_the_wire() {
 #[test]
 fn what_goes_by_postrouting_twice_is_counted_once() {
     let network = Network::departing();
-    // Somebody's tunnel, whose packets the kernel sends as it got them, with another header in front.
-    for (host, own, other) in [("n1", 1, 254), ("out", 254, 1)] {
-        let link = format!(
-            "link add other0 type vxlan id 7 dstport 4789 local 192.168.1.{own} remote 192.168.1.{other}"
-        );
-        network.ip(host, &link);
-        network.ip(host, &format!("addr add 172.31.0.{own}/24 dev other0"));
-        network.ip(host, "link set other0 up");
+    for (way, id) in ways().into_iter().skip(2).zip(7..) {
+        let side = way.side;
+        let [near, far] = match side.is_ipv6() {
+            true => ["fd00:31::1", "fd00:31::2"],
+            false => ["172.31.0.1", "172.31.0.2"],
+        };
+        let length = if side.is_ipv6() { 64 } else { 24 };
+        // Somebody's tunnel, whose packets the kernel sends as it got them, with another header in front.
+        for (host, [local, remote], own) in [
+            ("n1", [side.nodes[0], side.router], near),
+            ("out", [side.router, side.nodes[0]], far),
+        ] {
+            let link = format!("link add other{id} type vxlan id {id} dstport 4789");
+            network.ip(host, &format!("{link} local {local} remote {remote}"));
+            network.ip(
+                host,
+                &format!("addr add {own}/{length} dev other{id} nodad"),
+            );
+            network.ip(host, &format!("link set other{id} up"));
+        }
+        network.ip("n1", &format!("route add {} via {far}", way.server));
+        network.ip("out", &format!("route add {} via {near}", side.pod(POD)));
+        way.count(&network);
+        let before = way.counted(&network);
+        let socket = network.socket(&way);
+        for _ in 0..5 {
+            assert_eq!(ask(&socket, 10).ip().to_string(), way.seen);
+        }
+        let statistics = format!("/sys/class/net/other{id}/statistics/tx_packets");
+        let tunneled = network.exec("n1", &format!("cat {statistics}"));
+        assert!(tunneled.trim().parse::<u64>().unwrap() >= 5, "{tunneled}");
+        let after = way.counted(&network);
+        let sent = [since(after.0, before.0), since(after.1, before.1)];
+        assert_eq!(sent, [way.arrived(&network); 2]);
+        assert_eq!((sent[0].packets, after.2 - before.2), (5, 1));
     }
-    network.ip("n1", &format!("route add {OTHER_SERVER} via 172.31.0.254"));
-    network.ip("out", &format!("route add {POD} via 172.31.0.1"));
-    let [.., way, _] = ways();
-    way.count(&network);
-    let socket = network.socket(&way);
-    for _ in 0..5 {
-        assert_eq!(ask(&socket, 10).ip().to_string(), POD);
-    }
-    let device = network.exec("n1", "cat /sys/class/net/other0/statistics/tx_packets");
-    assert!(device.trim().parse::<u64>().unwrap() >= 5, "{device}");
-    let (sent, by_address, connections) = way.counted(&network);
-    assert_eq!([sent, by_address], [way.arrived(&network); 2]);
-    assert_eq!((sent.packets, connections), (5, 1));
 }
 
 #[test]

@@ -28,7 +28,7 @@ pub(super) struct Loaded {
 }
 
 impl Loaded {
-    /// Loads them. They count in the maps that are pinned in `pins`, where the array is too.
+    /// Loads them. They count in the maps that are pinned in `pins`, where the array is too, or is to be.
     pub(super) fn load(pins: &Path, mark: MarkMask) -> Result<Self, DeparturesError> {
         let mut object = Object::parse(OBJECT)?;
         let bytes = [mark.mask(), mark.tunnel(), mark.shift(), mark.max_index()];
@@ -49,7 +49,7 @@ impl Loaded {
     }
 }
 
-/// The maps of an object: its constants, the array, which is pinned if it is new, and those that are pinned.
+/// The maps of an object: its constants, those that are pinned, and a new array if that is not.
 fn open_maps(object: &Object, pins: &Path) -> Result<HashMap<String, OwnedFd>, DeparturesError> {
     let mut maps = HashMap::new();
     for (name, definition) in &object.maps {
@@ -58,15 +58,11 @@ fn open_maps(object: &Object, pins: &Path) -> Result<HashMap<String, OwnedFd>, D
             source,
         };
         let path = pins.join(name);
-        let make = || MapData::create(definition.clone(), name, None);
-        let opened = match name.as_str() {
-            RODATA => make(),
-            ARRAY if !path.exists() => {
-                let array = make().map_err(map_error)?;
-                array.pin(&path)?;
-                Ok(array)
-            }
-            _ => MapData::from_pin(&path),
+        // All others were made with the programs of interfaces.
+        let is_new = name == RODATA || name == ARRAY && !path.exists();
+        let opened = match is_new {
+            true => MapData::create(definition.clone(), name, None),
+            false => MapData::from_pin(&path),
         };
         let opened = opened.map_err(map_error)?;
         let file = opened.fd().as_fd().try_clone_to_owned();
