@@ -90,8 +90,8 @@ impl Counters {
     }
 }
 
-/// What was counted for one policy: where its packets go into the tunnel, or leave their pods if this node translates them itself or
-/// they keep their address. What a network policy drops of the latter is counted too.
+/// What was counted for one policy: where its packets go into the tunnel, or where they are [counted](Counters::counted_at) if this node
+/// translates them itself or they keep their address.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct PolicyCounters {
     /// To leave with its egress IP, or with the pod's address.
@@ -106,8 +106,7 @@ pub struct PolicyCounters {
 /// What was counted for one egress IP.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct EgressCounters {
-    /// From pods of this node, into the tunnel to the node that has the egress IP; or to leave here, with what a network policy drops of
-    /// that afterwards.
+    /// From pods of this node: into the tunnel to the node that has the egress IP, or to leave [here](Counters::counted_at).
     pub steered: Traffic,
     /// From pods of other nodes, to leave here.
     pub received: Traffic,
