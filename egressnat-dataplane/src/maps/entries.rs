@@ -163,8 +163,8 @@ mod tests {
 
     use super::*;
     use crate::family::Family;
-    use crate::programs::Programs;
     use crate::programs::tests::Pins;
+    use crate::programs::{CountedAt, Programs};
 
     const MANY: u32 = 3 * FEW + 1;
 
@@ -175,7 +175,7 @@ mod tests {
     #[test]
     fn a_walk_meets_every_entry_once_however_many_there_are() {
         let pins = Pins::mount();
-        let (_programs, mut maps) = Programs::load(&pins.config()).unwrap();
+        let (_programs, mut maps) = Programs::load(&pins.config(), CountedAt::Pod).unwrap();
         let mut want = Vec::new();
         for number in 0..MANY {
             let pod = PodEntry {
