@@ -365,15 +365,14 @@ fn what_counts_is_back_within_a_second_whatever_was_taken_of_it() {
     let pins = network.pins("n1").join("v1");
     for way in ways() {
         let family = match way.side.is_ipv6() {
-            true => "ipv6",
-            false => "ipv4",
+            true => "IPv6",
+            false => "IPv4",
         };
-        let pin = pins.join(format!("link_depart_{family}"));
+        let pin = pins.join(format!("link_depart_{}", family.to_lowercase()));
         let restored = keeper.restores(Resource::Program, "detach", || crate::guard::detach(&pin));
-        let name = way.side.is_ipv6().then_some("IPv6").unwrap_or("IPv4");
         assert_eq!(
             restored[0].object,
-            format!("depart at postrouting of {name}")
+            format!("depart at postrouting of {family}")
         );
         keeper.restores(Resource::Program, "unpin", || {
             fs::remove_file(&pin).unwrap()
