@@ -27,6 +27,7 @@ use thiserror::Error;
 use crate::config::{Config, Encapsulation};
 use crate::maps::{BY_INDEX, Maps, PODS};
 use attachment::Mechanism;
+use clsact::Maker;
 use departures::Departures;
 use pins::PinnedMaps;
 
@@ -307,16 +308,18 @@ impl Programs {
         let (note, qdisc) = (hook.note(&self.pins, ifindex), self.qdisc_note(ifindex));
         // Before the filter: what is there and not noted would be left behind.
         make_note(&note)?;
+        let known = match self.qdiscs.contains(&ifindex) {
+            true => Maker::Us,
+            false => Maker::Others,
+        };
         let program = self.program(hook).fd().map_err(attach_error)?.as_fd();
-        let attached = clsact::attach(ifindex, hook.side(), program, hook.name());
+        let attached = clsact::attach(ifindex, hook.side(), program, hook.name(), known);
         let attached = attached.map_err(|source| ProgramsError::Filter {
             interface: interface.to_owned(),
             source,
         })?;
-        if attached.qdisc_made {
+        if attached.qdisc == Maker::Us {
             self.qdiscs.insert(ifindex);
-        }
-        if self.qdiscs.contains(&ifindex) {
             make_note(&qdisc)?;
         }
         Ok(attached.filter_made)
@@ -460,8 +463,8 @@ impl Programs {
     }
 }
 
-/// Takes all our filters off `interfaces`, whether they are noted or not, and the queueing disciplines that are noted below `root` if
-/// they are empty then; links go with their pins. Goes on behind an error, and tells the first.
+/// Takes all our filters off `interfaces`, whether they are noted or not, and the queueing disciplines that are noted below `root`, or by
+/// the filters themselves, if they are empty then; links go with their pins. Goes on behind an error, and tells the first.
 pub(crate) fn remove_filters(
     root: &Path,
     interfaces: impl IntoIterator<Item = u32>,
@@ -475,8 +478,14 @@ pub(crate) fn remove_filters(
         outcome = std::mem::replace(&mut outcome, Ok(())).and(removed);
     };
     for ifindex in interfaces {
-        for side in [TcAttachType::Ingress, TcAttachType::Egress] {
+        let maker = clsact::maker(ifindex);
+        for side in clsact::SIDES {
             note(ifindex, clsact::detach(ifindex, side));
+        }
+        match maker {
+            Ok(Maker::Us) => note(ifindex, clsact::remove_empty_qdisc(ifindex)),
+            Ok(Maker::Others) => {}
+            Err(error) => note(ifindex, Err(error)),
         }
     }
     for layout in names(root)? {

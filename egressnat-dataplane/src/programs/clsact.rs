@@ -21,28 +21,47 @@ const KIND: &str = "clsact";
 const PRIORITY: u16 = 61_190;
 const HANDLE: u32 = 1;
 const NAME: &str = "egressnat_";
+/// What the names of our filters end with in a queueing discipline that we made: with no pin left it is known by them.
+const IN_OURS: &str = "+qdisc";
+
+pub(super) const SIDES: [TcAttachType; 2] = [TcAttachType::Ingress, TcAttachType::Egress];
 
 /// Bytes for one part of an answer: the kernel sends a dump in pieces of at most 32 KiB.
 const BUFFER: usize = 1 << 16;
 
+/// Who made a queueing discipline.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Maker {
+    Us,
+    /// As far as is known.
+    Others,
+}
+
 /// What an attachment found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Attached {
-    /// The queueing discipline was not there before: it is ours.
-    pub(super) qdisc_made: bool,
+    pub(super) qdisc: Maker,
     /// The filter was not there before.
     pub(super) filter_made: bool,
 }
 
 /// Puts a program on one side of an interface, or in the place of ours that is there: a packet meets the old one or the new
-/// one.
+/// one. `known` is who made the queueing discipline if it is there.
 pub(super) fn attach(
     ifindex: u32,
     side: TcAttachType,
     program: BorrowedFd<'_>,
     name: &str,
+    known: Maker,
 ) -> io::Result<Attached> {
-    let qdisc_made = add_qdisc(ifindex)?;
+    let qdisc = match add_qdisc(ifindex)? || known == Maker::Us {
+        true => Maker::Us,
+        false => maker(ifindex)?,
+    };
+    let end = match qdisc {
+        Maker::Us => IN_OURS,
+        Maker::Others => "",
+    };
     let filters = filters(ifindex, side)?;
     let there = filters.iter().find(|filter| is_in_our_place(filter));
     if there.is_some_and(|filter| !is_ours(filter)) {
@@ -60,14 +79,14 @@ pub(super) fn attach(
             TcOption::Bpf(TcFilterBpfOption::ProgFd(
                 program.as_raw_fd().cast_unsigned(),
             )),
-            TcOption::Bpf(TcFilterBpfOption::ProgName(format!("{NAME}{name}"))),
+            TcOption::Bpf(TcFilterBpfOption::ProgName(format!("{NAME}{name}{end}"))),
             TcOption::Bpf(TcFilterBpfOption::Flags(TcBpfFlags::DirectAction)),
         ]),
     ]);
     let request = RouteNetlinkMessage::NewTrafficFilter(message);
     ask(request, NLM_F_ACK | NLM_F_CREATE)?;
     Ok(Attached {
-        qdisc_made,
+        qdisc,
         filter_made: there.is_none(),
     })
 }
@@ -86,6 +105,22 @@ pub(super) fn attached(ifindex: u32, side: TcAttachType) -> io::Result<Option<u3
         }))
 }
 
+/// Who made the queueing discipline of an interface, as our filters say that are in it.
+pub(super) fn maker(ifindex: u32) -> io::Result<Maker> {
+    let says_so = |option: &TcFilterBpfOption| matches!(option, TcFilterBpfOption::ProgName(name) if name.ends_with(IN_OURS));
+    for side in SIDES {
+        let filters = match filters(ifindex, side) {
+            Err(error) if is_gone(&error) => Vec::new(),
+            filters => filters?,
+        };
+        let mut ours = filters.iter().filter(|filter| is_ours(filter));
+        if ours.any(|filter| options(filter).any(says_so)) {
+            return Ok(Maker::Us);
+        }
+    }
+    Ok(Maker::Others)
+}
+
 /// Takes our filter off one side of an interface, if it is there.
 pub(super) fn detach(ifindex: u32, side: TcAttachType) -> io::Result<()> {
     match filters(ifindex, side) {
@@ -102,7 +137,7 @@ pub(super) fn detach(ifindex: u32, side: TcAttachType) -> io::Result<()> {
 
 /// Removes the queueing discipline of an interface unless somebody's filters are in it.
 pub(super) fn remove_empty_qdisc(ifindex: u32) -> io::Result<()> {
-    for side in [TcAttachType::Ingress, TcAttachType::Egress] {
+    for side in SIDES {
         match filters(ifindex, side) {
             Ok(filters) if filters.is_empty() => {}
             Ok(_) => return Ok(()),
