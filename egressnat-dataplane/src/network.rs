@@ -9,6 +9,7 @@ mod neighbor;
 mod setting;
 mod sysctl;
 mod tunnel;
+mod uplink;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -29,12 +30,12 @@ use crate::config::Config;
 use crate::family::Family;
 use events::Events;
 
-pub(crate) use device::UplinkChange;
 pub(crate) use events::Event;
 pub(crate) use neighbor::{Neighbors, neighbor_of};
 pub(crate) use setting::HandoverSettings;
 pub(crate) use sysctl::{forwarding, ipv6};
 pub(crate) use tunnel::is_tunnel_set;
+pub(crate) use uplink::UplinkChange;
 
 /// `IFA_PROTO` of our addresses: by it we know them again. The kernel names 1 to 3; the others are free to use.
 const ADDRESS_PROTOCOL: u8 = 119;
@@ -181,12 +182,14 @@ impl Network {
 
     /// Names of all interfaces by index.
     pub(crate) async fn interfaces(&self) -> Result<BTreeMap<u32, String>, NetworkError> {
-        let mut links = self.handle.link().get().execute();
-        let mut names = BTreeMap::new();
-        while let Some(link) = links.try_next().await.map_err(failed("list interfaces"))? {
-            names.extend(link_name(&link).map(|name| (link.header.index, name)));
-        }
-        Ok(names)
+        let links = self.links().await?;
+        let name = |link: &LinkMessage| Some((link.header.index, link_name(link)?));
+        Ok(links.iter().filter_map(name).collect())
+    }
+
+    async fn links(&self) -> Result<Vec<LinkMessage>, NetworkError> {
+        let links = self.handle.link().get().execute().try_collect();
+        links.await.map_err(failed("list interfaces"))
     }
 
     /// Reads the uplink: the one that the configuration names, or the one of the default route.
@@ -205,7 +208,7 @@ impl Network {
             mac: [0; 6],
             mtu: 1500,
             addresses: Vec::new(),
-            carriers: device::carriers_of(&link),
+            carriers: uplink::carriers_of(&link),
         };
         for attribute in link.attributes {
             match attribute {

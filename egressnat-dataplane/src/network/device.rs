@@ -1,7 +1,6 @@
 //! What others altered about the tunnel device, undone.
 
 use egressnat_core::{Resource, Restored};
-use futures::TryStreamExt;
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
 use rtnetlink::{LinkMessageBuilder, LinkUnspec};
 
@@ -13,62 +12,7 @@ use crate::family::Family;
 /// No bridge or bond that an interface is a port of.
 const NO_CONTROLLER: u32 = 0;
 
-/// What became of the uplink since it was read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum UplinkChange {
-    /// It is as it was.
-    Same,
-    /// It has another MAC address.
-    OtherMac,
-    /// Its carrier was away, perhaps for a moment only, and is back.
-    CarrierBack,
-    /// It is another interface with the same name: to be read as a whole.
-    MadeAnew,
-}
-
 impl Network {
-    /// Reads the uplink's carrier and link-layer address again, which a bond changes with its port, or somebody else; the tunnel device's follows it.
-    ///
-    /// # Errors
-    ///
-    /// There is no uplink now, or the kernel does not tell.
-    pub(crate) async fn follow(
-        &self,
-        config: &Config,
-        uplink: &mut Uplink,
-    ) -> Result<UplinkChange, NetworkError> {
-        let link = self.link(&uplink.name).await?;
-        let link = link.ok_or_else(|| NetworkError::NoInterface(uplink.name.clone()))?;
-        if link.header.index != uplink.index {
-            return Ok(UplinkChange::MadeAnew);
-        }
-        // By the count also one that was away and back between two looks is seen.
-        let gained = carriers_of(&link);
-        let has_carrier = link.header.flags.contains(LinkFlags::LowerUp);
-        let is_back = has_carrier && gained != uplink.carriers;
-        if is_back {
-            uplink.carriers = gained;
-        }
-        let mac = mac_of(&link).unwrap_or(uplink.mac);
-        if uplink.mac == mac {
-            return Ok(match is_back {
-                true => UplinkChange::CarrierBack,
-                false => UplinkChange::Same,
-            });
-        }
-        let name = &config.tunnel_device;
-        if let Some(tunnel) = self.link(name).await? {
-            let message = LinkMessageBuilder::<LinkUnspec>::default()
-                .index(tunnel.header.index)
-                .address(tunnel_mac(mac).to_vec());
-            let set = self.handle.link().set(message.build()).execute().await;
-            set.map_err(failed(format!("set the MAC address of {name}")))?;
-        }
-        // Last: what fails is tried again.
-        uplink.mac = mac;
-        Ok(UplinkChange::OtherMac)
-    }
-
     /// Gives the tunnel device the settings that it was made with, as far as it has others. Returns what it had.
     pub(super) async fn mend(
         &self,
@@ -125,11 +69,7 @@ impl Network {
         uplink: &Uplink,
     ) -> Result<Option<(LinkMessage, String)>, NetworkError> {
         let own = LinkAttribute::Address(tunnel_mac(uplink.mac).to_vec());
-        let links = self.handle.link().get().execute();
-        let links: Vec<LinkMessage> = links
-            .try_collect()
-            .await
-            .map_err(failed("list interfaces"))?;
+        let links = self.links().await?;
         // By its MAC address it is known from one of somebody else at the same port.
         let is_ours = |link: &LinkMessage| {
             is_tunnel(link, config.tunnel_port) && link.attributes.contains(&own)
@@ -148,23 +88,4 @@ impl Network {
         link.header.flags.remove(LinkFlags::Up);
         Ok(Some((link, had)))
     }
-}
-
-fn mac_of(link: &LinkMessage) -> Option<[u8; 6]> {
-    link.attributes
-        .iter()
-        .find_map(|attribute| match attribute {
-            LinkAttribute::Address(bytes) => bytes.as_slice().try_into().ok(),
-            _ => None,
-        })
-}
-
-/// How often a link has gained its carrier.
-pub(super) fn carriers_of(link: &LinkMessage) -> Option<u32> {
-    link.attributes
-        .iter()
-        .find_map(|attribute| match attribute {
-            LinkAttribute::CarrierUpCount(count) => Some(*count),
-            _ => None,
-        })
 }
