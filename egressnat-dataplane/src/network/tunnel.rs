@@ -13,7 +13,8 @@ use rtnetlink::{IpVersion, LinkVxlan, RouteMessageBuilder};
 
 use super::setting::{ACCEPT_LOCAL, RP_FILTER, Setting};
 use super::{
-    Network, NetworkError, Uplink, failed, interface_of, is_ours, mtu, network_of, sysctl, table_of,
+    Network, NetworkError, Uplink, failed, interface_of, is_ours, link_name, mtu, network_of,
+    sysctl, table_of,
 };
 use crate::config::Config;
 use crate::family::Family;
@@ -58,13 +59,7 @@ impl Network {
                 self.add_tunnel_device(config, uplink).await?
             }
         };
-        let own = IpNet::V4(Ipv4Net::from(TUNNEL_ADDRESS));
-        let has_own = self
-            .addresses(index)
-            .await?
-            .iter()
-            .any(|message| network_of(message) == Some(own));
-        if !has_own {
+        if !self.has_tunnel_address(index).await? {
             let add = self
                 .handle
                 .address()
@@ -82,6 +77,13 @@ impl Network {
         let way = (Family::Ipv4, steers);
         changes.extend(self.ensure_way(config, way, index, uplink).await?);
         Ok((index, changes))
+    }
+
+    /// Whether an interface has the tunnel device's own address.
+    async fn has_tunnel_address(&self, index: u32) -> Result<bool, NetworkError> {
+        let own = IpNet::V4(Ipv4Net::from(TUNNEL_ADDRESS));
+        let addresses = self.addresses(index).await?;
+        Ok(addresses.iter().any(|one| network_of(one) == Some(own)))
     }
 
     /// Gets the tunnel device ready for IPv6, with the way into it, as far as it is not. Returns what was written.
@@ -286,15 +288,16 @@ impl Network {
                 changes += 1;
             }
         }
-        // The routes go with their device.
-        if let Some(link) = self
-            .link(&config.tunnel_device)
-            .await?
-            .filter(|link| is_tunnel(link, config.tunnel_port))
-        {
-            let removed = self.handle.link().del(link.header.index).execute().await;
-            removed.map_err(failed(format!("remove {}", config.tunnel_device)))?;
-            changes += 1;
+        // The routes go with their device. Whatever it is called now, it is known by its address from one of somebody else at the same port.
+        for link in self.links().await? {
+            let (index, name) = (link.header.index, link_name(&link).unwrap_or_default());
+            let is_ours = is_tunnel(&link, config.tunnel_port)
+                && (name == config.tunnel_device || self.has_tunnel_address(index).await?);
+            if is_ours {
+                let removed = self.handle.link().del(index).execute().await;
+                removed.map_err(failed(format!("remove {name}")))?;
+                changes += 1;
+            }
         }
         Ok(changes)
     }

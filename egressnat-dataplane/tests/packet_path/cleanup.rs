@@ -148,6 +148,28 @@ fn filters_whose_pins_somebody_deleted_go_all_the_same_e46() {
 }
 
 #[test]
+fn a_tunnel_device_that_somebody_renamed_goes_all_the_same_and_no_other_e46() {
+    let network = Network::new();
+    let tunnels = || {
+        let links = network.ip("n1", "-o -d link show type vxlan");
+        links.lines().map(str::to_owned).collect::<Vec<_>>()
+    };
+    network.apply("n1", plan("n1", "n2"));
+    network.ip("n1", "link set egressnat0 down");
+    network.ip("n1", "link set egressnat0 name stolen0");
+    assert!(tunnels()[0].contains("stolen0"), "{:?}", tunnels());
+    assert_clean(&network.clean("n1"));
+    assert_eq!(tunnels(), [""; 0]);
+
+    // Of the same kind, at the same port.
+    let port = network.config("n1").tunnel_port;
+    let foreign = format!("link add other0 type vxlan external dstport {port}");
+    network.ip("n1", &foreign);
+    assert_eq!(network.clean("n1").failures, []);
+    assert!(tunnels()[0].contains("other0"), "{:?}", tunnels());
+}
+
+#[test]
 fn running_connections_are_bound_as_others_bind_them_after_a_cleanup_e46() {
     let network = Network::new();
     network.mirror(SERVER, PORT);
