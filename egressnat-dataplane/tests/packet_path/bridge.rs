@@ -8,8 +8,8 @@ use egressnat_core::{NodePlan, PolicySetId, Report};
 use crate::network::{FLOATING, Network, OTHER_SERVER, SERVER, eventually, plan};
 
 const NODE: &str = "192.168.1.1";
-const POD: &str = "10.10.1.130";
-const OTHER: &str = "10.10.1.131";
+pub(crate) const POD: &str = "10.10.1.130";
+pub(crate) const OTHER: &str = "10.10.1.131";
 
 fn seen(address: &str) -> Option<String> {
     Some(address.to_owned())
@@ -32,12 +32,16 @@ impl Network {
     /// A network whose node n1 has a bridge `cni0` for the second half of its pod range, with two pods.
     fn with_bridge() -> Self {
         let mut network = Network::new();
-        network.ip("n1", "link add cni0 type bridge");
-        network.ip("n1", "addr add 10.10.1.129/25 dev cni0");
-        network.ip("n1", "link set cni0 up");
-        network.add_bridge_pod(POD);
-        network.add_bridge_pod(OTHER);
+        network.add_bridge();
         network
+    }
+
+    pub(crate) fn add_bridge(&mut self) {
+        self.ip("n1", "link add cni0 type bridge");
+        self.ip("n1", "addr add 10.10.1.129/25 dev cni0");
+        self.ip("n1", "link set cni0 up");
+        self.add_bridge_pod(POD);
+        self.add_bridge_pod(OTHER);
     }
 
     /// A pod at a port of the bridge that is called after the last octet.
@@ -70,7 +74,8 @@ impl Network {
     }
 }
 
-fn port(pod: &str) -> String {
+/// What the port of a pod is called.
+pub(crate) fn port(pod: &str) -> String {
     format!("port{}", pod.rsplit('.').next().unwrap())
 }
 

@@ -1,5 +1,6 @@
 //! The same for IPv6, in the same cluster: each family has its own floating IP.
 
+mod bridge;
 mod heal;
 mod nodes;
 mod ours;
