@@ -103,6 +103,18 @@ impl Wire {
     }
 }
 
+/// Two nodes that used the address at the same time.
+fn two_owners(uses: &[Use]) -> Option<[Use; 2]> {
+    let pairs = uses.iter().enumerate().flat_map(|(index, one)| {
+        let others = uses[index + 1..].iter();
+        others.map(move |other| [*one, *other])
+    });
+    let mut at_once = pairs.filter(|[one, other]| {
+        one.node != other.node && one.from <= other.to && other.from <= one.to
+    });
+    at_once.next()
+}
+
 /// A socket that gets all frames of its namespace.
 fn capture() -> OwnedFd {
     let all = SockProtocol::EthAll;
@@ -241,12 +253,7 @@ fn whatever_is_cut_off_frozen_or_killed_one_node_at_most_uses_an_address_and_it_
     let told = told.join("\n");
     eprintln!("{told}\nflows after {took:.1?}");
     assert!(!uses.is_empty(), "nothing was seen on the wire");
-    for (index, one) in uses.iter().enumerate() {
-        for other in &uses[index + 1..] {
-            let is_apart = one.to < other.from || other.to < one.from;
-            assert!(is_apart || one.node == other.node, "two owners\n{told}");
-        }
-    }
+    assert!(two_owners(&uses).is_none(), "two owners\n{told}");
     flows.unwrap_or_else(|error| panic!("{error}\n{told}"));
     for traffic in traffic {
         let observed = traffic.finish().unwrap();
@@ -255,4 +262,54 @@ fn whatever_is_cut_off_frozen_or_killed_one_node_at_most_uses_an_address_and_it_
     for name in ["frontend-0", "frontend-1"] {
         lab.until_seen_as(&pod(name), FLOATING);
     }
+}
+
+/// A frame to everybody, of a type and with what is in it.
+fn frame(kind: [u8; 2], rest: &[u8]) -> Vec<u8> {
+    [&[0xff; 6][..], &[2; 6], &kind, rest].concat()
+}
+
+#[test]
+fn who_sends_with_an_address_or_says_in_arp_that_it_has_it_uses_it_and_who_asks_for_it_does_not() {
+    let (floating, router) = (FLOATING.octets(), [192, 168, 1, 254]);
+    for (from, to, is_its_use) in [(floating, router, true), (router, floating, false)] {
+        let packet = [&[0x45; 12][..], &from, &to].concat();
+        assert_eq!(is_use(&frame([8, 0], &packet)), is_its_use);
+        let arp = [&[0; 8][..], &[2; 6], &from, &[0; 6], &to].concat();
+        assert_eq!(is_use(&frame([8, 6], &arp)), is_its_use);
+    }
+}
+
+/// Without this, that nobody is seen would show nothing.
+#[test]
+fn two_nodes_that_use_an_address_at_once_are_seen_on_the_wire_e33() {
+    let lab = TestLab::cluster(&[]);
+    let (holder, other) = lab.holder_and_other();
+    let wire = Wire::listen(&lab);
+    // It asks again and again, and whoever has the address answers.
+    let _asking = lab.listen();
+    let seen = |name: &'static str| {
+        let node = NODES.iter().position(|node| *node == name);
+        wire.uses().iter().any(|one| Some(one.node) == node)
+    };
+    let holder = NODES.into_iter().find(|node| *node == holder).unwrap();
+    until("the holder to be seen", PATIENCE, || {
+        seen(holder).then_some(())
+    })
+    .unwrap();
+    assert!(!seen(other));
+    assert!(two_owners(&wire.uses()).is_none());
+    let add = [
+        "ip",
+        "addr",
+        "add",
+        &format!("{FLOATING}/32"),
+        "dev",
+        "eth0",
+    ];
+    lab.told(other, &add);
+    let told = || two_owners(&wire.uses());
+    let [one, another] = until("two owners to be seen", PATIENCE, told).unwrap();
+    let both = BTreeSet::from([one.node, another.node].map(|node| NODES[node]));
+    assert_eq!(both, [holder, other].into());
 }
