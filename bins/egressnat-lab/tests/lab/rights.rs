@@ -11,10 +11,10 @@ fn an_agent_of_the_lab_has_the_capabilities_of_its_container_and_no_more() {
     for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
         let is_set = |line: &&str| line.starts_with(set);
         let line = status.lines().find(is_set).unwrap();
-        // NET_ADMIN, NET_RAW and BPF (linux/capability.h).
+        // NET_ADMIN, NET_RAW, PERFMON and BPF (linux/capability.h).
         let want: u64 = match set {
             "CapInh" | "CapAmb" => 0,
-            _ => 1 << 12 | 1 << 13 | 1 << 39,
+            _ => 1 << 12 | 1 << 13 | 1 << 38 | 1 << 39,
         };
         assert_eq!(line, format!("{set}:\t{want:016x}"));
     }
