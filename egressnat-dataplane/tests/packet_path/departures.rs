@@ -23,6 +23,10 @@ const PORT: u16 = 5000;
 /// What a packet has in front of its IP header.
 const ETHERNET: u64 = 14;
 
+/// Where network policies drop, and where somebody may do so behind all source NAT.
+const FORWARD: &str = "filter hook forward priority 0";
+const LATE: &str = "filter hook postrouting priority 300";
+
 /// The cluster with a policy that keeps the addresses of the same pods on their way to other servers.
 fn snapshot() -> Snapshot {
     let mut snapshot = ipv6::snapshot();
@@ -65,11 +69,11 @@ fn ways() -> [Way; 4] {
 }
 
 impl Way {
-    /// Has the node that the pod is on drop what goes this way.
-    fn block(&self, network: &Network) {
+    /// Has the node that the pod is on drop what goes this way, in a chain of somebody else.
+    fn block(&self, network: &Network, chain: &str) {
         let (family, own) = (self.side.family(), self.side.pod(POD));
-        let rule = format!("{family} saddr {own} {family} daddr {} drop", self.server);
-        let chain = "filter hook forward priority 0";
+        let flow = format!("ct original {family} saddr {own}");
+        let rule = format!("{flow} {family} daddr {} drop", self.server);
         self.side.add_rules(network, "n1", chain, &[rule]);
     }
 
@@ -163,14 +167,13 @@ impl Network {
     }
 }
 
-/// What is the same in all counters but where they are counted.
+/// All that is counted of what leaves, but how often something was translated.
 fn numbers(counters: &Counters) -> String {
-    let Counters {
-        egress,
-        policies,
-        kept,
-        ..
-    } = counters;
+    let egress = counters.egress.iter();
+    let egress: Vec<_> = egress
+        .map(|(address, of)| (address, of.steered, of.received))
+        .collect();
+    let (policies, kept) = (&counters.policies, counters.kept);
     format!("{egress:?} {policies:?} {kept:?}")
 }
 
@@ -179,18 +182,20 @@ fn what_a_network_policy_drops_is_counted_nowhere_and_what_it_lets_pass_is_exact
     let network = Network::departing();
     for way in ways() {
         way.count(&network);
-        way.block(&network);
-        let before = network.read_counters("n1");
         let socket = network.socket(&way);
-        for _ in 0..3 {
-            socket.send(b"?").unwrap();
+        let before = network.read_counters("n1");
+        for chain in [FORWARD, LATE] {
+            way.block(&network, chain);
+            for _ in 0..3 {
+                socket.send(b"?").unwrap();
+            }
+            assert_eq!(network.seen_by_tcp(POD, way.server), None, "{chain}");
+            assert_eq!(network.seen_by_udp(POD, way.server), None, "{chain}");
+            way.side.delete_rules(&network, "n1");
         }
-        assert_eq!(network.seen_by_tcp(POD, way.server), None);
-        assert_eq!(network.seen_by_udp(POD, way.server), None);
         let after = network.read_counters("n1");
         assert_eq!(numbers(&after), numbers(&before), "{}", way.server);
 
-        way.side.delete_rules(&network, "n1");
         let (policy, by_address, connections) = way.counted(&network);
         // The flow whose first packets were dropped, two more of UDP, one of TCP, and one of echo requests.
         for length in [10, 100, 1000] {
@@ -310,6 +315,22 @@ fn what_stays_on_the_node_or_answers_who_came_from_outside_is_not_counted() {
 }
 
 #[test]
+fn what_comes_out_of_the_tunnel_is_not_counted_again_whatever_index_somebody_gave_it() {
+    let network = Network::held_by("n1");
+    // All bits, on everything that comes in at the uplink.
+    network.exec("n1", "tc qdisc add dev eth0 clsact");
+    let filter = "tc filter add dev eth0 ingress bpf bytecode '1,6 0 0 4294967295' classid 1:ffff";
+    network.shell("n1", filter);
+    for side in &SIDES {
+        let seen = network.seen_by_udp("10.10.2.2", side.server);
+        assert_eq!(seen.as_deref(), Some(side.floating));
+        let egress_ip = side.floating.parse().unwrap();
+        let counted = network.read_counters("n1").egress[&egress_ip];
+        assert_eq!((counted.received.packets, counted.steered.packets), (1, 0));
+    }
+}
+
+#[test]
 fn an_agent_without_cap_perfmon_counts_at_the_pods_and_says_so() {
     let network = Network::dual_stack();
     for way in ways() {
@@ -320,7 +341,7 @@ fn an_agent_without_cap_perfmon_counts_at_the_pods_and_says_so() {
     for way in ways() {
         way.count(&network);
         let (before, _, connections) = way.counted(&network);
-        way.block(&network);
+        way.block(&network, FORWARD);
         let socket = network.socket(&way);
         socket.send(b"?").unwrap();
         way.side.delete_rules(&network, "n1");
