@@ -9,7 +9,7 @@ use egressnat_core::model::{Action, Snapshot};
 use egressnat_core::{NodePlan, Resource};
 use egressnat_dataplane::{CountedAt, Counters, Dataplane, Traffic, cleanup};
 
-use crate::container::{PERFMON, SYS_ADMIN, drop_capabilities};
+use crate::container::{PERFMON, SYS_ADMIN, confine, drop_capabilities};
 use crate::ipv6::{self, FLOATING6, OTHER_SERVER6};
 use crate::network::{FLOATING, Network, OTHER_SERVER, eventually, planned, runtime};
 use crate::restart::Stream;
@@ -150,10 +150,15 @@ impl Network {
 
     /// Applies the plan in an agent that lacks CAP_PERFMON, and gives what it says of itself.
     fn apply_without_perfmon(&self) -> CountedAt {
+        // The latter includes the former.
+        self.apply_with_less(|| drop_capabilities(&[PERFMON, SYS_ADMIN]))
+    }
+
+    /// The same of one that may do less in another way.
+    fn apply_with_less(&self, confine: impl FnOnce() + Send + 'static) -> CountedAt {
         let config = self.config("n1");
         self.enter("n1", move || {
-            // The latter includes the former.
-            drop_capabilities(&[PERFMON, SYS_ADMIN]);
+            confine();
             runtime().block_on(async {
                 let mut dataplane = Dataplane::open(config).await.unwrap();
                 assert_eq!(dataplane.apply(&plan()).await.failures, []);
@@ -352,6 +357,12 @@ fn an_agent_without_cap_perfmon_counts_at_the_pods_and_says_so() {
         assert_eq!((sent.packets, way.arrived(&network).packets), (2, 1));
         assert_eq!(now - connections, 1);
     }
+}
+
+#[test]
+fn the_rights_of_the_agents_container_are_enough_to_count_where_packets_leave() {
+    let network = Network::dual_stack();
+    assert_eq!(network.apply_with_less(confine), CountedAt::Departure);
 }
 
 #[test]
