@@ -10,7 +10,7 @@ use super::doubt::Doubts;
 use super::ensure::wrote;
 use super::kept::Tally;
 use super::{Dataplane, fail};
-use crate::maps::{EgressEntry, Walk, map_error};
+use crate::maps::{EgressEntry, Entry, Walk, map_error};
 use crate::programs::ProgramsError;
 
 /// For how long an audit, of which there are two a second, looks at entries: 0.2 % of a processor. The kernel takes half a microsecond or
@@ -22,6 +22,8 @@ const LONGEST: Duration = Duration::from_millis(1);
 pub(super) struct EntryAudit {
     walk: Option<Walk>,
     met: Tally,
+    /// Whether there is a destination of no policy set in particular: to be looked for among all of them.
+    has_astray: bool,
 }
 
 impl Dataplane {
@@ -29,17 +31,25 @@ impl Dataplane {
     pub(super) fn audit_entries(&mut self) {
         if !self.doubts.maps && !self.are_next_entries_right().unwrap_or(false) {
             self.doubts.maps = true;
-            self.entry_audit = EntryAudit::default();
+            self.entry_audit = EntryAudit {
+                has_astray: self.entry_audit.has_astray,
+                ..EntryAudit::default()
+            };
         }
     }
 
     fn are_next_entries_right(&mut self) -> Result<bool, ProgramsError> {
         let start = Instant::now();
-        let EntryAudit { walk, met } = &mut self.entry_audit;
+        let EntryAudit {
+            walk,
+            met,
+            has_astray,
+        } = &mut self.entry_audit;
         let walk = walk.get_or_insert_with(|| Walk::new(self.egress.ends()));
         while let Some(entries) = walk.next(&self.maps)? {
             for entry in &entries {
                 if !self.kept.has(entry, &self.egress, &self.policies) {
+                    *has_astray = *entry == Entry::Astray;
                     return Ok(false);
                 }
                 met.count(entry);
@@ -76,8 +86,10 @@ impl Dataplane {
             let object = |index| format!("name of the policy with index {index}");
             indices.into_iter().map(object).collect()
         }));
-        let astray = self.maps.remove_astray();
-        told(astray.map(|count| vec!["destination of no policy set".to_owned(); count]));
+        if self.entry_audit.has_astray {
+            let astray = self.maps.remove_astray();
+            told(astray.map(|count| vec!["destination of no policy set".to_owned(); count]));
+        }
         told(self.restore_numbers());
     }
 
