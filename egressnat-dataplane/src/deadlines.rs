@@ -32,8 +32,8 @@ impl Deadlines {
         Self { nft, config }
     }
 
-    /// Lets this node use floating IPs until `deadline` and no longer. Called again it moves the deadline, without a gap for packets;
-    /// one that has passed ends the use at once. A thousand are one batch.
+    /// Lets this node use floating IPs until `deadline` and no longer. Called again it moves the deadline, without a gap for packets (before Linux
+    /// 6.17, one of a million may be lost); one that has passed ends the use at once. A thousand are one batch.
     ///
     /// An address that has no deadline may be used for ever, unless [`FloatingIpUse`](crate::FloatingIpUse) says otherwise. A deadline
     /// goes with its floating IP, when a plan has that no more. A table that takes the place of another layout has the same

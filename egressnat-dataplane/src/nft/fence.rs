@@ -106,7 +106,7 @@ impl Fence {
     /// Fences addresses, and lets them be used until a deadline, by the kernel's count never later. All in one batch.
     ///
     /// For a packet the new deadline takes the place of the old at once: what a batch takes out and puts in changes together. Kernels
-    /// before 6.17 may miss both where a processor is kept from going on amid a look-up, and drop that packet.
+    /// before 6.17 may miss both where a processor is kept from going on amid a look-up, and drop that packet: one of a million.
     pub(crate) fn hold(
         owner: &mut Owner,
         addresses: &[IpAddr],
