@@ -35,7 +35,8 @@
 //! # Requirements
 //!
 //! Linux 5.18 (6.6 for TCX), nf_tables, vxlan; CAP_NET_ADMIN, CAP_NET_RAW, CAP_BPF; a mounted bpffs;
-//! libnftnl and libmnl. With CAP_PERFMON and Linux 6.4 counters have nothing that a network policy drops, see [`CountedAt`]. The eBPF objects are part of the crate: nobody needs clang to use it. IPv6 is used once a plan has something of it; on a node
+//! libnftnl and libmnl. With CAP_PERFMON, which older kernels take in any case (Debian's 6.1 does), and Linux 6.4
+//! counters have nothing that a network policy drops, see [`CountedAt`]. The eBPF objects are part of the crate: nobody needs clang to use it. IPv6 is used once a plan has something of it; on a node
 //! without it, the rest of the plan is applied and the report says what is missed.
 #![deny(missing_docs)]
 

@@ -107,7 +107,9 @@ pub enum ProgramsError {
         name: &'static str,
     },
     /// A program was refused.
-    #[error("could not load the eBPF program {name}")]
+    #[error(
+        "could not load the eBPF program {name}, which takes CAP_PERFMON too on some kernels, such as Debian's 6.1"
+    )]
     Program {
         /// Its name.
         name: &'static str,
