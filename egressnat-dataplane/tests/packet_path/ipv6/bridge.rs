@@ -82,8 +82,10 @@ fn a_pod_does_not_get_anothers_egress_ip_of_ipv6_by_claiming_its_address_e40() {
     // The thief is gone.
     network.ip("n1", &format!("link del {}", port(OTHER)));
     network.exec(POD, "nft delete table ip6 quiet");
-    // The kernel asks again by itself after some seconds.
+    // The bridge has the lowest MAC address of its ports, so that it may have another now. Kernels ask again by themselves after some
+    // seconds.
     network.ip("n1", "-6 neigh flush dev cni0");
+    network.ip(POD, "-6 neigh flush dev eth0");
     network.apply("n1", bridge_plan());
     eventually(seen(FLOATING6), || network.seen_by_udp(POD, SERVER6));
 }
