@@ -17,6 +17,9 @@ use crate::programs::ProgramsError;
 /// more for each destination and less for others, so what most nodes have is looked at each time, and 10,000 destinations take some seconds.
 const LONGEST: Duration = Duration::from_millis(1);
 
+/// So many it looks at in any case: on a slow machine, or a busy one, what few entries say is looked at each time too.
+const LEAST: usize = 1024;
+
 /// How far the entries were looked at since something was written last.
 #[derive(Debug, Default)]
 pub(super) struct EntryAudit {
@@ -39,7 +42,7 @@ impl Dataplane {
     }
 
     fn are_next_entries_right(&mut self) -> Result<bool, ProgramsError> {
-        let start = Instant::now();
+        let (start, mut count) = (Instant::now(), 0);
         let EntryAudit {
             walk,
             met,
@@ -54,7 +57,8 @@ impl Dataplane {
                 }
                 met.count(entry);
             }
-            if start.elapsed() >= LONGEST {
+            count += entries.len();
+            if count >= LEAST && start.elapsed() >= LONGEST {
                 return Ok(true);
             }
         }
