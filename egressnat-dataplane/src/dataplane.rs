@@ -383,6 +383,10 @@ impl Dataplane {
             self.leftovers.note_steered(self.kept.plan.egress_ips());
             self.leftovers.note_steered(steered.iter().copied());
         }
+        // Before the guard goes: from then on, what a server sends in a connection that is forgotten could begin one from outside.
+        let silenced = between
+            .as_ref()
+            .map_or(Ok(()), |between| self.silence(&between.stopped));
         if let Err(error) = expect_ends(&affected, next, expecting(&self.nft, &self.config)) {
             fail(report, "running connections of pods", &error);
         }
@@ -393,9 +397,6 @@ impl Dataplane {
         self.attach_steering(&desired, &interfaces, doubts, report)
             .await;
         // A binding is made by a flow's first packet. Where the decision has changed, flows have to start anew.
-        let silenced = between
-            .as_ref()
-            .map_or(Ok(()), |between| self.silence(&between.stopped));
         match silenced.and_then(|()| self.forget(&affected, &desired)) {
             Ok(forgotten) => {
                 report.changes += forgotten;
