@@ -310,10 +310,10 @@ fn what_stays_on_the_node_or_answers_who_came_from_outside_is_not_counted() {
             ),
         );
         let before = network.read_counters("n1");
-        assert!(network.is_pinged(POD, side.beyond));
+        eventually(true, || network.is_pinged(POD, side.beyond));
         let outside = network.udp("out", 0, address(&own, PORT));
         assert_eq!(ask(&outside, 10).ip().to_string(), side.server);
-        assert!(network.is_pinged("out", &own));
+        eventually(true, || network.is_pinged("out", &own));
         let after = network.read_counters("n1");
         assert_eq!(numbers(&after), numbers(&before));
     }
